@@ -1,0 +1,1 @@
+"""Training of bit fully convolutional networks (PyTorch): `python -m tools.train CONFIG ...`."""

@@ -1,0 +1,35 @@
+"""Command line of the training code."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from bitseg.datasets import CAMVID_CLASSES, VOC7_CLASSES
+from bitseg.errors import BitsegError
+
+from .config import read_config
+from .trainer import Trainer
+
+CLASSES = {"voc7": VOC7_CLASSES, "camvid": CAMVID_CLASSES}
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("config", type=click.Path())
+@click.option("--data", required=True, type=click.Path(), help="Folder of the data set.")
+@click.option("--output", required=True, type=click.Path(), help="Folder of the run; a run found there is continued.")
+@click.option("--pretrained", type=click.Path(), help="Folded ResNet (.npz) to start the encoder from.")
+@click.option("--start", type=click.Path(), help="Checkpoint to take the weights from.")
+@click.option("--workers", default=1, help="Processes that make batches.")
+def main(config, data, output, pretrained, start, workers):
+    """Train the network that the TOML file CONFIG describes, stage by stage."""
+    try:
+        trainer = Trainer(read_config(config, CLASSES.__getitem__), data, Path(output), pretrained, start, workers)
+        print(f"python -m tools.train {shlex.join(sys.argv[1:])}", file=sys.stderr)
+        trainer.run()
+    except BitsegError as error:
+        raise click.ClickException(str(error)) from None
+
+
+main(prog_name="python -m tools.train")
