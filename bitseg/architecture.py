@@ -13,6 +13,53 @@ STRIDES = (4, 8, 16, 32)
 """Strides of the encoder's stages and of the decoder's branches, fine to coarse."""
 
 
+FIXED_BITS = 8
+"""Weight bits of the stem and the classifiers."""
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Shape and bits of one convolution; zero padding of ``kernel // 2`` all around.
+
+    Attributes
+    ----------
+    in_channels, out_channels, kernel, stride : int
+    weight_bits : int
+        Bits of a weight code.
+    input_bits : int
+        Bits of the activation codes it reads.
+    output_bits : int
+        Bits its result is rounded to; 0 where it stays a real number (projections, classifiers).
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    weight_bits: int
+    input_bits: int
+    output_bits: int
+
+    @property
+    def padding(self):
+        """Zero pixels around the input."""
+        return self.kernel // 2
+
+    @property
+    def weights(self):
+        """Number of weights."""
+        return self.out_channels * self.in_channels * self.kernel**2
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block: its name, the names of its convolutions in order, and of its projection or None."""
+
+    name: str
+    convolutions: tuple
+    projection: str | None
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Hyperparameters from which the whole network follows.
@@ -43,6 +90,99 @@ class Architecture:
     weight_bits: int
     activation_bits: int
     stream_bits: int
+
+    @property
+    def residual_bits(self):
+        """Bits of the residual stream."""
+        return self.stream_bits or self.activation_bits
+
+    def stages(self):
+        """Blocks of the encoder, a tuple for each stage."""
+        kind, counts = ENCODERS[self.encoder]
+        convolutions = 3 if kind == "bottleneck" else 2
+        in_channels = self.stem_channels
+        stages = []
+        for stage, (count, channels) in enumerate(zip(counts, self.stage_channels, strict=True), 1):
+            blocks = []
+            for index in range(count):
+                name = f"encoder.stage{stage}.{index}"
+                projects = in_channels != channels or (index == 0 and stage > 1)
+                blocks.append(_block(name, convolutions, projects))
+                in_channels = channels
+            stages.append(tuple(blocks))
+        return tuple(stages)
+
+    def branch_block(self, stride):
+        """The residual block of a decoder branch."""
+        return _block(f"branch{stride}.block", 2, False)
+
+    def convolutions(self):
+        """All convolutions of the network: a dict from name to `Convolution`, in order of execution."""
+        return {"encoder.stem": self._stem(), **self._encoder_convolutions(), **self._decoder_convolutions()}
+
+    def stream_outputs(self):
+        """Names of the places where the residual stream is rounded, in order of execution: a dict to activation bits.
+
+        The activation bits are those of the codes that the following convolutions read.
+        """
+        outputs = {"encoder.stem_output": self.activation_bits}
+        for stage in self.stages():
+            for block in stage:
+                outputs[f"{block.name}.output"] = self.activation_bits
+        for stride in reversed(STRIDES):
+            outputs[f"branch{stride}.reduce_output"] = self.activation_bits
+            outputs[f"branch{stride}.block.output"] = self.residual_bits
+        return outputs
+
+    def _stem(self):
+        return Convolution(3, self.stem_channels, 7, 2, FIXED_BITS, 8, self.residual_bits)
+
+    def _encoder_convolutions(self):
+        kind, _ = ENCODERS[self.encoder]
+        found = {}
+        in_channels = self.stem_channels
+        for stage, (blocks, channels) in enumerate(zip(self.stages(), self.stage_channels, strict=True)):
+            for index, block in enumerate(blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                if kind == "bottleneck":
+                    shapes = [
+                        (in_channels, channels // 4, 1),
+                        (channels // 4, channels // 4, 3),
+                        (channels // 4, channels, 1),
+                    ]
+                else:
+                    shapes = [(in_channels, channels, 3), (channels, channels, 3)]
+                found |= self._block_convolutions(block, shapes, stride)
+                in_channels = channels
+        return found
+
+    def _decoder_convolutions(self):
+        found = {}
+        for stride, in_channels, channels in reversed(
+            list(zip(STRIDES, self.stage_channels, self.branch_channels, strict=True))
+        ):
+            bits = self.weight_bits, self.activation_bits
+            found[f"branch{stride}.reduce"] = Convolution(in_channels, channels, 1, 1, *bits, self.residual_bits)
+            found |= self._block_convolutions(self.branch_block(stride), [(channels, channels, 3)] * 2, 1)
+            found[f"branch{stride}.classifier"] = Convolution(
+                channels, len(self.classes), 1, 1, FIXED_BITS, self.residual_bits, 0
+            )
+        return found
+
+    def _block_convolutions(self, block, shapes, stride):
+        bits = self.weight_bits, self.activation_bits
+        found = {}
+        for index, (name, shape) in enumerate(zip(block.convolutions, shapes, strict=True)):
+            output_bits = self.residual_bits if index == len(shapes) - 1 else self.activation_bits
+            found[name] = Convolution(*shape, stride if index == 0 else 1, *bits, output_bits)
+        if block.projection:
+            found[block.projection] = Convolution(shapes[0][0], shapes[-1][1], 1, stride, *bits, 0)
+        return found
+
+
+def _block(name, convolutions, projects):
+    names = tuple(f"{name}.conv{index}" for index in range(1, convolutions + 1))
+    return Block(name, names, f"{name}.downsample" if projects else None)
 
 
 @dataclass(frozen=True)

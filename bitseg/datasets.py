@@ -10,22 +10,26 @@ from .errors import DatasetError
 IGNORE = 255
 """Label of pixels that count neither in training nor in a score."""
 
-VOC7_CLASSES = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
-_VOC7_IDS = (0, 8, 10, 12, 13, 15, 17)
+CLASSES = {
+    "voc7": ("background", "cat", "cow", "dog", "horse", "person", "sheep"),
+    "camvid": (
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
+}
+"""Class names of each kind of data set; the position is the class id."""
 
-CAMVID_CLASSES = (
-    "sky",
-    "building",
-    "pole",
-    "road",
-    "pavement",
-    "tree",
-    "sign",
-    "fence",
-    "car",
-    "pedestrian",
-    "bicyclist",
-)
+_VOC7_IDS = (0, 8, 10, 12, 13, 15, 17)
+"""PASCAL VOC's ids of the classes of ``voc7``."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,13 @@ def open_dataset(kind, root, split):
     """
     if kind not in _READERS:
         raise DatasetError(f"unknown data set '{kind}': choose one of {', '.join(sorted(_READERS))}")
-    samples, classes, label_map = _READERS[kind](Path(root), split)
+    samples, label_map = _READERS[kind](Path(root), split)
     if not samples:
         raise DatasetError(f"{root}: the {split} split is empty")
     for path in (path for sample in samples for path in sample):
         if not path.is_file():
             raise DatasetError(f"{path}: listed in the {split} split but not there")
-    return Dataset(f"{kind} {split}", classes, tuple(samples), label_map)
+    return Dataset(f"{kind} {split}", CLASSES[kind], tuple(samples), label_map)
 
 
 def _read_voc7(root, split):
@@ -93,7 +97,7 @@ def _read_voc7(root, split):
     label_map = np.zeros(256, np.uint8)
     label_map[list(_VOC7_IDS)] = np.arange(len(_VOC7_IDS))
     label_map[IGNORE] = IGNORE
-    return samples, VOC7_CLASSES, label_map
+    return samples, label_map
 
 
 def _read_camvid(root, split):
@@ -102,8 +106,8 @@ def _read_camvid(root, split):
         raise DatasetError(f"{images}: not found; give the folder that holds train/ and val/")
     samples = [(path, masks / f"{path.stem}.png") for path in sorted(images.iterdir())]
     label_map = np.full(256, IGNORE, np.uint8)
-    label_map[: len(CAMVID_CLASSES)] = np.arange(len(CAMVID_CLASSES))
-    return samples, CAMVID_CLASSES, label_map
+    label_map[: len(CLASSES["camvid"])] = np.arange(len(CLASSES["camvid"]))
+    return samples, label_map
 
 
 _READERS = {"voc7": _read_voc7, "camvid": _read_camvid}

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import click
 
-from bitseg.datasets import CAMVID_CLASSES, VOC7_CLASSES
 from bitseg.errors import BitsegError
 
 from .config import read_config
 from .trainer import Trainer
-
-CLASSES = {"voc7": VOC7_CLASSES, "camvid": CAMVID_CLASSES}
 
 
 @click.command(context_settings={"show_default": True})
@@ -25,11 +22,12 @@ CLASSES = {"voc7": VOC7_CLASSES, "camvid": CAMVID_CLASSES}
 def main(config, data, output, pretrained, start, workers):
     """Train the network that the TOML file CONFIG describes, stage by stage."""
     try:
-        trainer = Trainer(read_config(config, CLASSES.__getitem__), data, Path(output), pretrained, start, workers)
-        print(f"python -m tools.train {shlex.join(sys.argv[1:])}", file=sys.stderr)
-        trainer.run()
+        command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
+        print(command, file=sys.stderr)
+        Trainer(read_config(config), data, Path(output), command, pretrained, start, workers).run()
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
 
 
-main(prog_name="python -m tools.train")
+if __name__ == "__main__":
+    main(prog_name="python -m tools.train")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from bitseg.architecture import Architecture, Preprocessing
+from bitseg.datasets import CLASSES
 from bitseg.errors import BitsegError
 
 from .data import Augmentation
@@ -87,15 +88,13 @@ class Config:
         return asdict(self)
 
 
-def read_config(path, classes):
+def read_config(path):
     """Read a configuration file.
 
     Parameters
     ----------
     path : path
         TOML file.
-    classes : callable
-        Gives the class names of a data set kind.
 
     Raises
     ------
@@ -104,7 +103,7 @@ def read_config(path, classes):
     """
     try:
         text = Path(path).read_text()
-        return config_from_dict(tomllib.loads(text), classes)
+        return config_from_dict(tomllib.loads(text))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except tomllib.TOMLDecodeError as error:
@@ -113,12 +112,12 @@ def read_config(path, classes):
         raise ConfigError(f"{path}: {error}") from None
 
 
-def config_from_dict(data, classes):
+def config_from_dict(data):
     """Build a `Config` from plain data; class names and the final bits are filled in."""
     data = dict(data)
     stages = tuple(_build(Stage, stage) for stage in data.pop("stages"))
     architecture = {
-        "classes": classes(data["dataset"]),
+        "classes": CLASSES[data["dataset"]],
         "weight_bits": stages[-1].weight_bits,
         "activation_bits": stages[-1].activation_bits,
         **data.pop("architecture"),

@@ -49,7 +49,12 @@ class Augmentation:
         # The part of the zoomed photo inside the crop window, and where it lies in the window.
         x0, y0 = max(0, left), max(0, top)
         x1, y1 = min(width, left + self.crop), min(height, top + self.crop)
-        box = (x0 * image.width / width, y0 * image.height / height, x1 * image.width / width, y1 * image.height / height)
+        box = (
+            x0 * image.width / width,
+            y0 * image.height / height,
+            x1 * image.width / width,
+            y1 * image.height / height,
+        )
         size = (x1 - x0, y1 - y0)
         part = image.resize(size, Image.BILINEAR, box)
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):

@@ -165,7 +165,7 @@ class BitFCN(nn.Module):
         self.set_bits(FLOAT_BITS, FLOAT_BITS)
 
     def forward(self, image, scales=(32, 16, 8, 4)):
-        """Scores of the given scales, coarse to fine: a dict of tensors (batch, classes, height/s, width/s), float32."""
+        """Scores of the given scales: a dict of float32 tensors (batch, classes, height / scale, width / scale)."""
         features = dict(zip((4, 8, 16, 32), self.encoder(image)))
         results = {}
         scores = None

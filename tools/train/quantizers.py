@@ -18,14 +18,18 @@ _SMALLEST_SCALE = 1e-8
 
 
 def _fuse(function):
-    """Compile an elementwise function into one pass over memory, where a C++ compiler is at hand."""
+    """Compile an elementwise function into one pass over memory, where a C++ compiler is at hand.
+
+    Numbers that change between calls must be tensors: PyTorch 2.13 compiles wrong code for clamp with a changing float.
+    """
     return torch.compile(function, dynamic=True) if shutil.which("g++") else function
 
 
 @_fuse
 def _quantize_activation(x, log_bound, levels):
     bound = log_bound.exp()
-    return ((x.float() * (levels / bound)).clamp(0, levels).round() * (bound / levels)).to(x.dtype)
+    code = torch.minimum((x.float() * (levels / bound)).clamp(min=0), levels).round()
+    return (code * (bound / levels)).to(x.dtype)
 
 
 @_fuse
@@ -41,7 +45,7 @@ class _QuantizeActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, log_bound, levels):
-        y = _quantize_activation(x, log_bound, float(levels))
+        y = _quantize_activation(x, log_bound, levels)
         ctx.save_for_backward(x, y, log_bound)
         return y
 
@@ -52,7 +56,7 @@ class _QuantizeActivation(torch.autograd.Function):
 
 @_fuse
 def _quantize_weight(weight, scale, levels):
-    code = ((weight / scale + levels) / 2).clamp(0, levels).round()
+    code = torch.minimum(((weight / scale + levels) / 2).clamp(min=0), levels).round()
     return (2 * code - levels) * scale
 
 
@@ -69,14 +73,13 @@ class _QuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, log_scale, levels):
         scale = log_scale.exp()[:, None]
-        quantized = _quantize_weight(weight, scale, float(levels))
-        ctx.save_for_backward(weight, quantized, scale)
-        ctx.levels = float(levels)
+        quantized = _quantize_weight(weight, scale, levels)
+        ctx.save_for_backward(weight, quantized, scale, levels)
         return quantized
 
     @staticmethod
     def backward(ctx, grad):
-        return *_quantize_weight_gradient(grad, *ctx.saved_tensors, ctx.levels), None
+        return *_quantize_weight_gradient(grad, *ctx.saved_tensors), None
 
 
 class ActivationQuantizer(nn.Module):
@@ -96,12 +99,16 @@ class ActivationQuantizer(nn.Module):
         """Largest code: 2**bits - 1."""
         return 2**self.bits - 1
 
+    def step(self):
+        """Real value of one code."""
+        return math.exp(self.log_bound.item()) / self.levels
+
     def forward(self, x):
         if self.bits == FLOAT_BITS:
             return torch.relu(x)
         if self.calibrating:
             self.log_bound.data.fill_(math.log(best_activation_bound(x.detach().float(), self.levels)))
-        return _QuantizeActivation.apply(x, self.log_bound, self.levels)
+        return _QuantizeActivation.apply(x, self.log_bound, torch.tensor(float(self.levels)))
 
 
 def best_activation_bound(x, levels):
@@ -145,7 +152,7 @@ class WeightQuantizer(nn.Module):
     def forward(self, weight):
         if self.bits == FLOAT_BITS:
             return weight
-        return _QuantizeWeight.apply(weight.flatten(1), self.log_scale, self.levels).view_as(weight)
+        return _QuantizeWeight.apply(weight.flatten(1), self.log_scale, torch.tensor(float(self.levels))).view_as(weight)
 
     @torch.no_grad()
     def calibrate(self, weight):
@@ -156,7 +163,7 @@ class WeightQuantizer(nn.Module):
         best_scale = largest.clone()
         for step in range(1, 61):
             scale = largest * step / 60 / max(1, self.levels)
-            error = (_quantize_weight(flat, scale[:, None], float(self.levels)) - flat).square().sum(1)
+            error = (_quantize_weight(flat, scale[:, None], torch.tensor(float(self.levels))) - flat).square().sum(1)
             better = error < best_error
             best_error[better] = error[better]
             best_scale[better] = scale[better]

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import random
 import sys
 import time
 
@@ -15,6 +13,7 @@ from PIL import Image
 from bitseg.datasets import IGNORE, open_dataset
 from bitseg.metrics import class_iou, mean_iou, pixel_accuracy
 
+from .checkpoint import read_checkpoint, save_checkpoint
 from .data import Batches, batch_stream, normalise
 from .evaluate import evaluate
 from .initialize import load_pretrained_encoder
@@ -37,6 +36,8 @@ class Trainer:
         Folder of the data set.
     output : Path
         Folder for checkpoints and the log; a run found there is continued.
+    command : str
+        Command line that trains, to be kept with the result.
     pretrained : path or None
         Folded ResNet to start the encoder from.
     start : path or None
@@ -45,10 +46,9 @@ class Trainer:
         Processes that make batches.
     """
 
-    def __init__(self, config, data, output, pretrained=None, start=None, workers=1):
+    def __init__(self, config, data, output, command, pretrained=None, start=None, workers=1):
         torch.manual_seed(config.seed)
-        random.seed(config.seed)
-        self.config, self.output, self.workers = config, output, workers
+        self.config, self.output, self.command, self.workers = config, output, command, workers
         self.train_set = open_dataset(config.dataset, data, "train")
         self.val_set = open_dataset(config.dataset, data, "val")
         self.batches = Batches(
@@ -63,7 +63,7 @@ class Trainer:
         if (output / "checkpoint.pt").exists():
             self._resume()
         elif start is not None:
-            saved = torch.load(start, weights_only=True)
+            saved = read_checkpoint(start)
             self.network.load_state_dict(saved["network"])
             self.network.set_bits(saved["weight_bits"], saved["activation_bits"])
         elif pretrained is not None:
@@ -187,23 +187,20 @@ class Trainer:
         self._save(self.output / "checkpoint.pt")
 
     def _save(self, path):
-        state = {
-            "config": self.config.as_dict(),
-            "network": self.network.state_dict(),
-            "weight_bits": self.network.weight_bits,
-            "activation_bits": self.network.activation_bits,
-            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
-            "stage_index": self.stage_index,
-            "iteration": self.iteration,
-            "trained": self.trained,
-            "results": self.results,
-        }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        save_checkpoint(
+            path,
+            self.config,
+            self.network,
+            command=self.command,
+            optimizer=self.optimizer.state_dict() if self.optimizer else None,
+            stage_index=self.stage_index,
+            iteration=self.iteration,
+            trained=self.trained,
+            results=self.results,
+        )
 
     def _resume(self):
-        saved = torch.load(self.output / "checkpoint.pt", weights_only=True)
+        saved = read_checkpoint(self.output / "checkpoint.pt")
         self.network.set_bits(saved["weight_bits"], saved["activation_bits"])
         self.network.load_state_dict(saved["network"])
         self.stage_index, self.iteration = saved["stage_index"], saved["iteration"]

@@ -1,0 +1,239 @@
+"""Pictures in and out: anything Pillow reads as upright 8-bit RGB, one way to resize, whole files or none."""
+
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from .errors import ImageError
+
+OUTPUT_FORMATS = {
+    # No JPEG: it would change class ids.
+    "mask": {".png": "PNG"},
+    "overlay": {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"},
+}
+"""What can be saved, and Pillow's name of the format for every ending it can be saved with."""
+
+_JPEG_QUALITY = 95
+
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation: how to turn the stored picture."""
+
+
+def read_image(source):
+    """Read a picture as it is meant to be seen: upright, 8 bits, RGB.
+
+    EXIF orientation is applied. Transparent pixels lie on white, as on a page. 16-bit values keep their upper 8 bits,
+    grey and palette pictures become RGB, and of several frames the first counts.
+
+    Parameters
+    ----------
+    source : path, PIL.Image.Image, or ndarray of uint8, shape (height, width, 3) or (height, width)
+        A picture file; or a Pillow image of any mode; or red, green and blue (in this order), or grey, from 0 to 255.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+        Red, green, blue; contiguous, and not shared with `source`.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, damaged, too large or not a picture; or `source` is of another type, dtype or shape.
+    """
+    if isinstance(source, np.ndarray):
+        return _rgb_from_array(source)
+    if isinstance(source, Image.Image):
+        with _pillow_errors("PIL image"):
+            return _rgb_from_pillow(source)
+    if isinstance(source, (str, os.PathLike)):
+        with _pillow_errors(source), Image.open(source) as picture:
+            return _rgb_from_pillow(picture)
+    raise ImageError(f"not a picture: {type(source).__name__}; pass a path, a PIL image or a uint8 array")
+
+
+def resize(image, shape):
+    """Bring a picture to another size, averaging over the pixels that vanish.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, shape (height, width, 3)
+        Picture.
+    shape : (int, int)
+        New height and width in pixels.
+
+    Returns
+    -------
+    ndarray of uint8, shape (*shape, 3)
+        Pillow's bilinear filter; its arithmetic is fixed-point, so every CPU gets the same bytes.
+    """
+    height, width = shape
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def working_shape(height, width, long_side):
+    """Size at which a picture is segmented: never enlarged, its proportions kept.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the picture in pixels.
+    long_side : int
+        Longest side allowed, in pixels.
+
+    Returns
+    -------
+    (int, int)
+        Height and width, each at least 1 pixel.
+    """
+    longest = max(height, width)
+    if longest <= long_side:
+        return height, width
+    return tuple(max(1, round(side * long_side / longest)) for side in (height, width))
+
+
+def check_output(path, kind):
+    """Find out, before any work is done, whether a result can be saved.
+
+    Parameters
+    ----------
+    path : path
+        File to be written.
+    kind : str
+        A key of `OUTPUT_FORMATS`.
+
+    Raises
+    ------
+    ImageError
+        The ending does not suit, or the folder or an existing file of this name does not let itself be written.
+    """
+    path = Path(path)
+    endings = OUTPUT_FORMATS[kind]
+    if path.suffix.lower() not in endings:
+        raise ImageError(f"{path}: {kind} files end in {' or '.join(endings)}; change the name")
+    # os.path, because Path.is_dir raises where a parent folder may not be entered.
+    if not os.path.isdir(path.parent):
+        raise ImageError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ImageError(f"{path}: a folder or device has this name; choose another")
+    for target in (path.parent, path):
+        if os.path.exists(target) and not os.access(target, os.W_OK):
+            raise ImageError(f"{path}: {target} is write-protected; choose another place or change its permissions")
+
+
+def save_picture(picture, path, kind):
+    """Save a picture, in the format its file's ending stands for, whole or not at all.
+
+    Parameters
+    ----------
+    picture : PIL.Image.Image
+        Mask (mode P) or overlay (mode RGB).
+    path : path
+        File to be written; an existing one is replaced.
+    kind : str
+        A key of `OUTPUT_FORMATS`.
+
+    Raises
+    ------
+    ImageError
+        As in `check_output`, or the disk is full.
+    """
+    check_output(path, kind)
+    with write_safely(path) as file:
+        picture.save(file, OUTPUT_FORMATS[kind][Path(path).suffix.lower()], quality=_JPEG_QUALITY)
+
+
+@contextmanager
+def write_safely(path):
+    """Open a file that takes its name only once it is complete; after an error nothing of it remains.
+
+    Parameters
+    ----------
+    path : path
+        File to be written; an existing one stays as it was until then.
+
+    Yields
+    ------
+    binary file
+        Open for writing.
+
+    Raises
+    ------
+    ImageError
+        The operating system refuses to write, for example because the disk is full.
+    """
+    # Through a symbolic link, as plain writing would go. Not tempfile, whose files only their owner may read.
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".bitseg-{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _rgb_from_array(array):
+    if array.dtype != np.uint8:
+        raise ImageError(f"{array.dtype} array: scale it to 0 to 255 and convert it with .astype(np.uint8)")
+    is_grey = array.ndim == 2
+    if (not is_grey and array.shape[2:] != (3,)) or array.size == 0:
+        raise ImageError(f"array of shape {array.shape}: pass (height, width, 3) RGB or (height, width) grey")
+    return np.repeat(array[:, :, None], 3, axis=2) if is_grey else np.array(array, order="C")
+
+
+def _rgb_from_pillow(picture):
+    # Not ImageOps.exif_transpose: it also writes the EXIF block anew, which fails on photos with odd tags. Loading
+    # comes first because it turns a TIFF upright.
+    picture.load()
+    turn = _TO_UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation))
+    if turn is not None:
+        picture = picture.transpose(turn)
+    if 0 in picture.size:
+        raise ValueError("it has no pixels")
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if picture.mode.startswith("I"):
+        # Pillow's own conversion to RGB clips at 255.
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("its pixels have 32 bits")
+        return _rgb_from_array((values >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.array(picture.convert("RGB"))
+
+
+@contextmanager
+def _pillow_errors(name):
+    """Turn whatever Pillow raises on a picture into one line that begins with `name`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: not found; check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: a folder; give a picture") from error
+    except PermissionError as error:
+        raise ImageError(f"{name}: may not be read; change its permissions") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a picture that Pillow can read; convert it to JPEG or PNG") from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise ImageError(f"{name}: too many pixels to open; make it smaller") from error
+    except Exception as error:
+        # Its decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more on damaged files.
+        raise ImageError(f"{name}: cannot be decoded ({error}); copy it again or save it as JPEG or PNG") from error
