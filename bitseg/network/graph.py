@@ -9,6 +9,9 @@ import numpy as np
 
 from ..architecture import STRIDES
 
+STEM = "encoder.stem"
+"""Name of the first layer, which reads the image itself."""
+
 SIZE_MULTIPLE = 32
 """Height and width of the input are multiples of this: the encoder halves them five times."""
 
@@ -29,7 +32,7 @@ class Network:
         self.architecture, self.preprocessing = model.architecture, model.preprocessing
         self.operations = operations
         self.layers = {
-            name: operations.prepare(convolution, model.layers[name])
+            name: (operations.prepare_stem if name == STEM else operations.prepare)(convolution, model.layers[name])
             for name, convolution in model.architecture.convolutions().items()
         }
         self.roundings = {
@@ -94,7 +97,7 @@ class Network:
         """Activations of the four stages, fine to coarse."""
         operations = self.operations
         stream, activation = operations.stem(
-            image, self.layers["encoder.stem"], self.preprocessing.mean, self.roundings["encoder.stem_output"]
+            image, self.layers[STEM], self.preprocessing.mean, self.roundings["encoder.stem_output"]
         )
         features = []
         for stage in self.architecture.stages():

@@ -6,6 +6,7 @@ The maths of each operation is its namesake in `reference.py`.
 import os
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def pack_bit_planes(codes, bits, margin=1):
 def unpack_bit_planes(planes, channels):
     """Codes, uint8 of shape (height, width, channels), of `Planes`: the inverse of `pack_bit_planes`."""
     margin = planes.margin
-    rows, bits, columns, words = planes.words.shape
+    rows, bits, columns, _ = planes.words.shape
     inside = planes.words[margin : rows - margin, :, margin : columns - margin]
     each = np.unpackbits(inside.view(np.uint8), axis=-1, bitorder="little")[..., :channels]
     return (each << np.arange(bits, dtype=np.uint8)[:, None, None]).sum(1, dtype=np.uint8)
@@ -129,8 +130,6 @@ class Operations:
                 f"sums up to {largest} do not fit in 31 bits: use fewer bits or fewer than {window} weights a filter"
             )
         multiplier, offset = _padded_channels(weights.multiplier), _padded_channels(weights.offset)
-        if convolution.in_channels == 3:
-            return Layer(convolution, self._stem_filters(convolution, weights.codes, multiplier, offset))
         lanes = popcount.LANES
         blocks = -(-convolution.out_channels // lanes)
         kernel, words = convolution.kernel, -(-convolution.in_channels // WORD)
@@ -152,11 +151,16 @@ class Operations:
         )
         return Layer(convolution, filters)
 
-    def _stem_filters(self, convolution, codes, multiplier, offset):
-        kernel, channels = convolution.kernel, len(multiplier)
-        signed = np.zeros((kernel, kernel, 3, channels), np.float32)
-        signed[..., : convolution.out_channels] = (2.0 * codes - (2**convolution.weight_bits - 1)).transpose(1, 2, 3, 0)
-        return stem.StemFilters(signed.reshape(kernel, kernel * 3, channels), multiplier, offset, kernel)
+    def prepare_stem(self, convolution, weights):
+        """Lay out the first layer, which reads the 8-bit image; arguments and result as for `prepare`."""
+        kernel, channels = convolution.kernel, convolution.out_channels
+        if 3 * kernel**2 * 255 * (2**convolution.weight_bits - 1) >= 2**24:
+            raise ValueError(f"sums of a {kernel}x{kernel} stem are not exact in float32: use a smaller kernel")
+        multiplier, offset = _padded_channels(weights.multiplier), _padded_channels(weights.offset)
+        signed = np.zeros((kernel, kernel, 3, len(multiplier)), np.float32)
+        signed[..., :channels] = (2.0 * weights.codes - (2**convolution.weight_bits - 1)).transpose(1, 2, 3, 0)
+        filters = stem.StemFilters(signed.reshape(kernel, kernel * 3, -1), multiplier, offset, kernel)
+        return Layer(convolution, filters)
 
     def prepare_rounding(self, stream_bits, activation_bits, scales):
         """Lay out `model_file.StreamScales` for the kernels."""
@@ -268,9 +272,7 @@ class Operations:
             kernel(*inputs, 0, height, *outputs)
             return
         bounds = [height * share // shares for share in range(shares + 1)]
-        others = [
-            self._pool.submit(kernel, *inputs, first, last, *outputs) for first, last in zip(bounds[1:], bounds[2:])
-        ]
+        others = [self._pool.submit(kernel, *inputs, *rows, *outputs) for rows in pairwise(bounds[1:])]
         kernel(*inputs, 0, bounds[1], *outputs)
         for other in others:
             other.result()

@@ -204,6 +204,10 @@ class ReferenceOperations:
         """A `Layer` of a convolution and its `model_file.LayerWeights`."""
         return Layer(convolution, weights.codes, weights.multiplier, weights.offset)
 
+    def prepare_stem(self, convolution, weights):
+        """The first layer; as `prepare`."""
+        return self.prepare(convolution, weights)
+
     def prepare_rounding(self, stream_bits, activation_bits, scales):
         """A `Rounding` of `model_file.StreamScales`."""
         return Rounding(stream_bits, activation_bits, scales.shortcut_multiplier, scales.activation_multiplier)

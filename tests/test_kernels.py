@@ -1,0 +1,222 @@
+"""Every kernel equals its NumPy twin bit for bit."""
+
+import numpy as np
+import pytest
+
+from bitseg.architecture import Convolution
+from bitseg.model_file import LayerWeights, StreamScales
+from bitseg.network import reference
+from bitseg.network.operations import Operations, pack_bit_planes, unpack_bit_planes
+from bitseg.network.reference import ReferenceOperations
+
+SHAPES = [
+    # height, width, in, out, kernel, stride
+    (1, 1, 1, 1, 1, 1),
+    (5, 7, 7, 5, 1, 1),
+    (6, 9, 32, 48, 3, 1),
+    (9, 6, 48, 32, 3, 2),
+    (8, 8, 64, 64, 3, 1),
+    (7, 11, 65, 129, 1, 2),
+    (3, 3, 200, 7, 5, 1),
+    (4, 13, 128, 96, 1, 1),
+    (10, 5, 3, 70, 7, 2),
+]
+BITS = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 1), (1, 4), (4, 4), (5, 7), (8, 8)]
+THREADS = [1, 2, 3, 7]
+
+
+def random_layer(generator, shape, weight_bits, input_bits, output_bits):
+    """A convolution with random weights whose results spread over the output's codes, and codes for it to read."""
+    height, width, in_channels, out_channels, kernel, stride = shape
+    convolution = Convolution(in_channels, out_channels, kernel, stride, weight_bits, input_bits, output_bits)
+    codes = generator.integers(0, 2**input_bits, (height, width, in_channels), dtype=np.uint8)
+    filters = generator.integers(0, 2**weight_bits, (out_channels, kernel, kernel, in_channels), dtype=np.uint8)
+    sums = reference.convolution_sums(codes, filters, weight_bits, stride, kernel // 2)
+    top = 2 ** (output_bits or 8) - 1
+    multiplier = (top / (sums.std() + 1) * generator.uniform(-0.7, 0.7, out_channels)).astype(np.float32)
+    offset = generator.uniform(0, top, out_channels).astype(np.float32)
+    return convolution, LayerWeights(filters, multiplier, offset), codes
+
+
+@pytest.fixture(params=range(2))
+def generator(request):
+    print(f"seed {request.param}")
+    return np.random.default_rng(request.param)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("channels", [1, 7, 32, 48, 64, 65, 200])
+def test_packing_and_unpacking_gives_the_codes_back(generator, bits, channels):
+    codes = generator.integers(0, 2**bits, (5, 9, channels), dtype=np.uint8)
+    planes = pack_bit_planes(codes, bits, margin=2)
+    assert np.array_equal(unpack_bit_planes(planes, channels), codes)
+    assert np.array_equal(planes.sums[2:-2, 2:-2], codes.sum(-1))
+
+
+def test_word_w_of_plane_j_holds_bit_j_of_its_64_channels_lowest_first():
+    codes = np.zeros((1, 1, 70), np.uint8)
+    codes[0, 0, 0], codes[0, 0, 5], codes[0, 0, 66] = 1, 2, 3
+    words = pack_bit_planes(codes, 2, margin=0).words[0, :, 0]
+    assert words.tolist() == [[1, 4], [1 << 5, 4]]
+
+
+def test_the_margin_of_planes_is_zero(generator):
+    codes = generator.integers(1, 4, (4, 5, 64), dtype=np.uint8)
+    planes = pack_bit_planes(codes, 2, margin=3)
+    planes.words[3:-3, :, 3:-3] = 0
+    planes.sums[3:-3, 3:-3] = 0
+    assert not planes.words.any() and not planes.sums.any()
+
+
+def test_codes_that_need_more_bits_are_refused():
+    with pytest.raises(ValueError, match="more than 2 bits"):
+        pack_bit_planes(np.full((1, 1, 1), 4, np.uint8), 2)
+
+
+def test_codes_of_another_type_are_refused_with_the_mend():
+    with pytest.raises(ValueError, match=r"\.astype\(np\.uint8\)"):
+        pack_bit_planes(np.zeros((1, 1, 1), np.int64), 2)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("weight_bits, input_bits", BITS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution_equals_numpy(shape, weight_bits, input_bits, threads):
+    generator = np.random.default_rng([weight_bits, input_bits, *shape])
+    convolution, weights, codes = random_layer(generator, shape, weight_bits, input_bits, 4)
+    operations, plain = Operations(threads), ReferenceOperations()
+    planes = pack_bit_planes(codes, input_bits, convolution.padding)
+    result = operations.convolve(planes, operations.prepare(convolution, weights))
+    expected = plain.convolve(codes, plain.prepare(convolution, weights))
+    assert np.array_equal(unpack_bit_planes(result, convolution.out_channels), expected)
+
+
+def test_the_largest_sums_do_not_overflow():
+    convolution = Convolution(512, 8, 3, 1, 8, 8, 8)
+    weights = LayerWeights(
+        np.full((8, 3, 3, 512), 255, np.uint8), np.full(8, 1e-6, np.float32), np.zeros(8, np.float32)
+    )
+    codes = np.full((3, 3, 512), 255, np.uint8)
+    operations, plain = Operations(1), ReferenceOperations()
+    result = operations.convolve(pack_bit_planes(codes, 8), operations.prepare(convolution, weights))
+    expected = plain.convolve(codes, plain.prepare(convolution, weights))
+    assert expected[1, 1, 0] == 255 and expected[0, 0, 0] == 133
+    assert np.array_equal(unpack_bit_planes(result, 8), expected)
+
+
+def test_sums_that_could_overflow_are_refused():
+    convolution = Convolution(4096, 1, 3, 1, 8, 8, 8)
+    weights = LayerWeights(np.zeros((1, 3, 3, 4096), np.uint8), np.zeros(1, np.float32), np.zeros(1, np.float32))
+    with pytest.raises(ValueError, match="fewer bits"):
+        Operations(1).prepare(convolution, weights)
+
+
+def test_planes_of_other_bits_or_too_small_a_margin_are_refused(generator):
+    convolution, weights, codes = random_layer(generator, (4, 4, 64, 64, 3, 1), 2, 2, 2)
+    operations = Operations(1)
+    layer = operations.prepare(convolution, weights)
+    with pytest.raises(ValueError, match="bits=2"):
+        operations.convolve(pack_bit_planes(codes, 3), layer)
+    with pytest.raises(ValueError, match="margin=1"):
+        operations.convolve(pack_bit_planes(codes, 2, margin=0), layer)
+
+
+@pytest.mark.parametrize("stream_bits, activation_bits", [(8, 2), (8, 1), (2, 2), (4, 4), (8, 8)])
+@pytest.mark.parametrize("threads", THREADS)
+def test_the_end_of_a_block_equals_numpy(generator, stream_bits, activation_bits, threads):
+    shape = (7, 10, 40, 72, 3, 1)
+    convolution, weights, codes = random_layer(generator, shape, 2, activation_bits, stream_bits)
+    block_shape = (14, 20, 70, 72, 1, 2)
+    projection, projection_weights, block_codes = random_layer(generator, block_shape, 2, activation_bits, 0)
+    shortcut = generator.integers(0, 2**stream_bits, (7, 10, 72), dtype=np.uint8)
+    scales = StreamScales(np.float32(0.7), np.float32((2**activation_bits - 1) / (2**stream_bits - 1) * 1.3))
+    kernels, plain = Operations(threads), ReferenceOperations()
+    results = []
+    for operations, pack, pad in ((kernels, pack_bit_planes, True), (plain, lambda codes, bits: codes, False)):
+        layer = operations.prepare(convolution, weights)
+        other = operations.prepare(projection, projection_weights)
+        rounding = operations.prepare_rounding(stream_bits, activation_bits, scales)
+        a, b = pack(codes, activation_bits), pack(block_codes, activation_bits)
+        padded = np.pad(shortcut, ((0, 0), (0, 0), (0, 56))) if pad else shortcut
+        results.append(
+            [
+                operations.convolve_to_stream(a, layer, rounding),
+                operations.convolve_and_add(a, layer, padded, rounding),
+                operations.convolve_and_project(a, layer, b, other, rounding),
+            ]
+        )
+    for (stream, planes), (expected_stream, expected) in zip(*results, strict=True):
+        assert np.array_equal(stream[:, :, :72], expected_stream)
+        assert np.array_equal(unpack_bit_planes(planes, 72), expected)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("size", [(32, 32), (64, 96), (32, 160)])
+@pytest.mark.parametrize("out_channels", [16, 64, 70])
+def test_the_stem_equals_numpy(generator, size, out_channels, threads):
+    image = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+    convolution, weights, _ = random_layer(generator, (*size, 3, out_channels, 7, 2), 8, 8, 8)
+    scales = StreamScales(np.float32(0), np.float32(0.02))
+    results = []
+    for operations in (Operations(threads), ReferenceOperations()):
+        rounding = operations.prepare_rounding(8, 2, scales)
+        results.append(operations.stem(image, operations.prepare_stem(convolution, weights), (123, 117, 104), rounding))
+    (stream, planes), (expected_stream, expected) = results
+    assert np.array_equal(stream[:, :, :out_channels], expected_stream)
+    assert np.array_equal(unpack_bit_planes(planes, out_channels), expected)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("classes, height, width", [(7, 12, 20), (1, 1, 1), (11, 3, 40), (21, 30, 2)])
+def test_the_decoder_equals_numpy(generator, classes, height, width, threads):
+    coarse = generator.normal(0, 8, (classes, height, width)).astype(np.float32)
+    branch = generator.normal(0, 8, (classes, 2 * height, 2 * width)).astype(np.float32)
+    kernels, plain = Operations(threads), ReferenceOperations()
+    fine = kernels.upsample2x(coarse)
+    assert np.array_equal(fine, plain.upsample2x(coarse))
+    refined = kernels.refine(fine, branch, 4)
+    assert np.array_equal(refined, plain.refine(fine, branch, 4))
+    for shape, inside in (((8 * height, 8 * width), (8 * height, 8 * width)), ((31, 57), (8 * height - 3, 8 * width))):
+        labels = kernels.label_map(refined, shape, inside)
+        assert np.array_equal(labels, plain.label_map(refined, shape, inside))
+
+
+def test_equal_scores_give_the_first_class():
+    scores = np.zeros((3, 2, 2), np.float32)
+    for operations in (Operations(1), ReferenceOperations()):
+        assert not operations.label_map(scores, (8, 8), (8, 8)).any()
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_the_classifier_equals_numpy(generator, threads):
+    convolution, weights, codes = random_layer(generator, (6, 9, 64, 7, 1, 1), 8, 8, 0)
+    kernels, plain = Operations(threads), ReferenceOperations()
+    scores = kernels.classify(pack_bit_planes(codes, 8), kernels.prepare(convolution, weights))
+    assert np.array_equal(scores, plain.classify(codes, plain.prepare(convolution, weights)))
+
+
+def test_the_exponential_is_within_two_units_in_the_last_place():
+    x = -np.geomspace(1e-6, 87, 10_000).astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    assert np.max(np.abs(reference.exp(x) - exact) / np.spacing(exact.astype(np.float32))) <= 2
+    assert reference.exp(np.float32(0)) == 1
+    lowest = reference.exp(np.float32(-87))
+    assert reference.exp(np.array([-90, -np.inf], np.float32)).tolist() == [lowest, lowest]
+
+
+def test_upsampling_repeats_edges_and_weighs_the_nearer_pixel_three_to_one():
+    fine = reference.upsample2x(np.array([[[0, 4]]], np.float32))
+    assert fine.tolist() == [[[0, 1, 3, 4], [0, 1, 3, 4]]]
+
+
+def test_the_gate_is_one_at_a_sure_boundary_and_zero_inside():
+    probabilities = np.zeros((2, 20, 20), np.float32)
+    probabilities[0, :, :10], probabilities[1, :, 10:] = 1, 1
+    gate = reference.boundary_gate(probabilities, 4)
+    assert gate[:, :, 6:14].min() == 1 and gate[:, :, :6].max() == 0 and gate[:, :, 14:].max() == 0
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_thread_count_below_one_is_refused(threads):
+    with pytest.raises(ValueError, match="at least 1"):
+        Operations(threads)
