@@ -12,9 +12,11 @@ ENCODERS = {
 STRIDES = (4, 8, 16, 32)
 """Strides of the encoder's stages and of the decoder's branches, fine to coarse."""
 
-
 FIXED_BITS = 8
 """Weight bits of the stem and the classifiers."""
+
+BOTTLENECK = 4
+"""A bottleneck block has a quarter of its stage's channels inside."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,29 @@ class Convolution:
         return self.kernel // 2
 
     @property
+    def window(self):
+        """Number of weights of one filter."""
+        return self.in_channels * self.kernel**2
+
+    @property
     def weights(self):
         """Number of weights."""
-        return self.out_channels * self.in_channels * self.kernel**2
+        return self.out_channels * self.window
+
+    def check_sums(self):
+        """Make sure that the sums ``t = 2 sum(a q) - levels * sum(a)`` and their two terms fit in 32-bit integers.
+
+        Raises
+        ------
+        ValueError
+            They could exceed 31 bits and a sign.
+        """
+        largest = 2 * (2**self.weight_bits - 1) * (2**self.input_bits - 1) * self.window
+        if largest >= 2**31:
+            raise ValueError(
+                f"sums up to {largest} do not fit in 31 bits: "
+                f"use fewer bits or fewer than {self.window} weights a filter"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,7 +139,13 @@ class Architecture:
         return _block(f"branch{stride}.block", 2, False)
 
     def convolutions(self):
-        """All convolutions of the network: a dict from name to `Convolution`, in order of execution."""
+        """All convolutions of the network: a dict from name to `Convolution`, in order of execution.
+
+        Raises
+        ------
+        ValueError
+            The channels of a stage of bottleneck blocks are not divisible by 4.
+        """
         return {"encoder.stem": self._stem(), **self._encoder_convolutions(), **self._decoder_convolutions()}
 
     def stream_outputs(self):
@@ -145,11 +173,10 @@ class Architecture:
             for index, block in enumerate(blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
                 if kind == "bottleneck":
-                    shapes = [
-                        (in_channels, channels // 4, 1),
-                        (channels // 4, channels // 4, 3),
-                        (channels // 4, channels, 1),
-                    ]
+                    inside, rest = divmod(channels, BOTTLENECK)
+                    if rest:
+                        raise ValueError(f"stages of {self.encoder} need channels divisible by {BOTTLENECK}")
+                    shapes = [(in_channels, inside, 1), (inside, inside, 3), (inside, channels, 1)]
                 else:
                     shapes = [(in_channels, channels, 3), (channels, channels, 3)]
                 found |= self._block_convolutions(block, shapes, stride)

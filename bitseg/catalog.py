@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .errors import ModelFileError
 from .model_file import installed_models, read_model
 
 
@@ -34,8 +35,13 @@ class InstalledModel:
     dataset: str | None
 
 
-def list_models():
+def list_models(on_error=None):
     """List the installed models.
+
+    Parameters
+    ----------
+    on_error : callable or None
+        Called with the `ModelFileError` of each damaged file, which is then left out; None: the error is raised.
 
     Returns
     -------
@@ -45,17 +51,25 @@ def list_models():
     Raises
     ------
     ModelFileError
-        The file of an installed model is damaged.
+        The file of an installed model is damaged, and `on_error` is None.
     """
-    return sorted(map(_entry, installed_models()), key=lambda model: model.name)
+    found = []
+    for path in installed_models():
+        try:
+            found.append(_entry(path))
+        except ModelFileError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+    return found
 
 
 def _entry(path):
     model = read_model(path)
     accuracy = model.training.get("accuracy", {})
     return InstalledModel(
-        name=model.name,
-        classes=tuple(model.architecture.classes),
+        name=path.stem,
+        classes=model.architecture.classes,
         weight_bits=model.architecture.weight_bits,
         activation_bits=model.architecture.activation_bits,
         file_size=model.file_size,

@@ -85,11 +85,15 @@ def predict(photo, output, overlay, model, size, threads):
 
 @main.command()
 def models():
-    """List the installed models with their measured accuracy."""
+    """List the installed models with their measured accuracy.
+
+    A damaged one is reported on stderr, with exit status 1, after the others.
+    """
     from .catalog import list_models
 
+    damaged = []
     rows = [("NAME", "BITS", "SIZE", "mIoU", "MEASURED ON", "CLASSES")]
-    for model in list_models():
+    for model in list_models(on_error=damaged.append):
         rows.append(
             (
                 model.name,
@@ -102,6 +106,8 @@ def models():
         )
     _print_table(rows)
     click.echo("BITS: of weights - of activations")
+    if damaged:
+        raise BitsegError("; ".join(map(str, damaged)))
 
 
 def _print_table(rows):

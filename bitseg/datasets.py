@@ -4,11 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .errors import DatasetError
+from .images import read_image
 
 IGNORE = 255
 """Label of pixels that count neither in training nor in a score."""
+
+INVALID = 254
+"""Stands in a `Dataset.label_map` for values that no mask may hold."""
 
 CLASSES = {
     "voc7": ("background", "cat", "cow", "dog", "horse", "person", "sheep"),
@@ -28,8 +33,13 @@ CLASSES = {
 }
 """Class names of each kind of data set; the position is the class id."""
 
+_VOC_CLASSES = 21
 _VOC7_IDS = (0, 8, 10, 12, 13, 15, 17)
 """PASCAL VOC's ids of the classes of ``voc7``."""
+
+_CAMVID_UNLABELLED = 11
+
+_PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,55 @@ class Dataset:
     samples : tuple of (Path, Path)
         Photo and mask of every sample.
     label_map : ndarray of uint8, shape (256,)
-        Class id (or ``IGNORE``) of every value a mask file may hold.
+        Class id, ``IGNORE`` or ``INVALID`` for every value of a mask file.
     """
 
     name: str
     classes: tuple
     samples: tuple
     label_map: np.ndarray
+
+    def __len__(self):
+        return len(self.samples)
+
+    def sample(self, index):
+        """Read a photo and its labels.
+
+        Returns
+        -------
+        photo : ndarray of uint8, shape (height, width, 3)
+            Red, green, blue.
+        labels : ndarray of uint8, shape (height, width)
+            Class ids, or ``IGNORE``.
+
+        Raises
+        ------
+        ImageError
+            The photo cannot be read.
+        DatasetError
+            The mask cannot be read, holds a value that is no class id, or has another size than the photo.
+        """
+        photo_path, mask_path = self.samples[index]
+        photo, labels = read_image(photo_path), self.labels(index)
+        if labels.shape != photo.shape[:2]:
+            sizes = [f"{width}x{height}" for height, width in (labels.shape, photo.shape[:2])]
+            raise DatasetError(f"{mask_path}: {sizes[0]} pixels, but {photo_path} has {sizes[1]}; they must agree")
+        return photo, labels
+
+    def labels(self, index):
+        """Read the labels alone; see `sample`."""
+        mask_path = self.samples[index][1]
+        try:
+            with Image.open(mask_path) as mask:
+                values, mode = np.asarray(mask), mask.mode
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DatasetError(f"{mask_path}: cannot be read ({error}); copy it again") from None
+        if values.ndim != 2 or values.dtype != np.uint8:
+            raise DatasetError(f"{mask_path}: a picture of mode {mode}; a mask has one 8-bit class id a pixel")
+        labels = self.label_map[values]
+        if (labels == INVALID).any():
+            raise DatasetError(f"{mask_path}: holds {values[labels == INVALID][0]}, which is no class id of {self.name}")
+        return labels
 
 
 def open_dataset(kind, root, split):
@@ -62,7 +114,7 @@ def open_dataset(kind, root, split):
     kind : {"voc7", "camvid"}
         ``voc7``: ``images/ID.jpg``, ``masks/ID.png`` with PASCAL VOC ids and ``SPLIT.txt`` of ids;
         all but six animal and person classes count as background.
-        ``camvid``: ``SPLIT/images`` and ``SPLIT/masks`` with the 11 ids of SegNet's CamVid.
+        ``camvid``: ``SPLIT/images`` and ``SPLIT/masks`` with the 11 ids of SegNet's CamVid; 11 is unlabelled.
     root : path
         Folder of the data set.
     split : str
@@ -94,9 +146,9 @@ def _read_voc7(root, split):
         raise DatasetError(f"{list_file}: not found; give the folder that holds images/, masks/ and {split}.txt")
     names = list_file.read_text().split()
     samples = [(root / "images" / f"{name}.jpg", root / "masks" / f"{name}.png") for name in names]
-    label_map = np.zeros(256, np.uint8)
+    label_map = _label_map()
+    label_map[:_VOC_CLASSES] = CLASSES["voc7"].index("background")
     label_map[list(_VOC7_IDS)] = np.arange(len(_VOC7_IDS))
-    label_map[IGNORE] = IGNORE
     return samples, label_map
 
 
@@ -104,10 +156,18 @@ def _read_camvid(root, split):
     images, masks = root / split / "images", root / split / "masks"
     if not images.is_dir():
         raise DatasetError(f"{images}: not found; give the folder that holds train/ and val/")
-    samples = [(path, masks / f"{path.stem}.png") for path in sorted(images.iterdir())]
-    label_map = np.full(256, IGNORE, np.uint8)
+    photos = sorted(path for path in images.iterdir() if path.suffix.lower() in _PHOTO_SUFFIXES)
+    label_map = _label_map()
     label_map[: len(CLASSES["camvid"])] = np.arange(len(CLASSES["camvid"]))
-    return samples, label_map
+    label_map[_CAMVID_UNLABELLED] = IGNORE
+    return [(path, masks / f"{path.stem}.png") for path in photos], label_map
+
+
+def _label_map():
+    """A label map in which nothing but ``IGNORE`` is valid."""
+    label_map = np.full(256, INVALID, np.uint8)
+    label_map[IGNORE] = IGNORE
+    return label_map
 
 
 _READERS = {"voc7": _read_voc7, "camvid": _read_camvid}

@@ -1,10 +1,9 @@
 """Score a model on a labelled split, photo by photo at original size."""
 
-import numpy as np
-from PIL import Image
+import math
 
-from .errors import DatasetError
-from .images import read_image
+import numpy as np
+
 from .metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 
 
@@ -22,31 +21,48 @@ def evaluate(label_map, dataset, progress=None):
     Returns
     -------
     ndarray of int64, shape (classes, classes)
+        Row: true class; column: predicted class; unit: pixels.
 
     Raises
     ------
-    DatasetError
-        A mask has another size than its photo.
+    ImageError, DatasetError
+        A photo or mask cannot be used; see `bitseg.datasets.Dataset.sample`.
     """
     classes = len(dataset.classes)
     confusion = np.zeros((classes, classes), np.int64)
-    for done, (image_path, mask_path) in enumerate(dataset.samples, 1):
-        image = read_image(image_path)
-        truth = dataset.label_map[np.asarray(Image.open(mask_path))]
-        if truth.shape != image.shape[:2]:
-            raise DatasetError(f"{mask_path}: {truth.shape} pixels, but {image_path} has {image.shape[:2]}")
-        confusion += confusion_matrix(truth, label_map(image), classes)
+    for index in range(len(dataset)):
+        photo, truth = dataset.sample(index)
+        confusion += confusion_matrix(truth, label_map(photo), classes)
         if progress is not None:
-            progress(done)
+            progress(index + 1)
     return confusion
 
 
 def scores(confusion, dataset):
-    """Accuracy figures of a confusion matrix, as plain data for JSON."""
+    """Accuracy figures of a confusion matrix, as plain data for JSON, to four decimals.
+
+    Parameters
+    ----------
+    confusion : ndarray of int64, shape (classes, classes)
+        Result of `evaluate`.
+    dataset : bitseg.datasets.Dataset
+        What it was counted on.
+
+    Returns
+    -------
+    dict
+        ``dataset``, ``photos``, ``miou``, ``pixel_accuracy``, and ``iou`` of every class by name; None stands for a
+        figure that no pixel decides.
+    """
     return {
         "dataset": dataset.name,
-        "photos": len(dataset.samples),
-        "miou": round(mean_iou(confusion), 4),
-        "pixel_accuracy": round(pixel_accuracy(confusion), 4),
-        "iou": {name: round(float(iou), 4) for name, iou in zip(dataset.classes, class_iou(confusion), strict=True)},
+        "photos": len(dataset),
+        "miou": _figure(mean_iou(confusion)),
+        "pixel_accuracy": _figure(pixel_accuracy(confusion)),
+        "iou": dict(zip(dataset.classes, map(_figure, class_iou(confusion)))),
     }
+
+
+def _figure(value):
+    # JSON knows no NaN.
+    return None if math.isnan(value) else round(float(value), 4)

@@ -1,14 +1,14 @@
-"""Pictures in and out: anything Pillow reads as upright 8-bit RGB, one way to resize, whole files or none."""
+"""Pictures in and out: anything Pillow reads as upright 8-bit RGB, one way to resize."""
 
 import os
-import secrets
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import ImageError
+from .files import check_writable, write_safely
 
 OUTPUT_FORMATS = {
     # No JPEG: it would change class ids.
@@ -122,14 +122,7 @@ def check_output(path, kind):
     endings = OUTPUT_FORMATS[kind]
     if path.suffix.lower() not in endings:
         raise ImageError(f"{path}: {kind} files end in {' or '.join(endings)}; change the name")
-    # os.path, because Path.is_dir raises where a parent folder may not be entered.
-    if not os.path.isdir(path.parent):
-        raise ImageError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ImageError(f"{path}: a folder or device has this name; choose another")
-    for target in (path.parent, path):
-        if os.path.exists(target) and not os.access(target, os.W_OK):
-            raise ImageError(f"{path}: {target} is write-protected; choose another place or change its permissions")
+    check_writable(path, ImageError)
 
 
 def save_picture(picture, path, kind):
@@ -150,41 +143,8 @@ def save_picture(picture, path, kind):
         As in `check_output`, or the disk is full.
     """
     check_output(path, kind)
-    with write_safely(path) as file:
+    with write_safely(path, ImageError) as file:
         picture.save(file, OUTPUT_FORMATS[kind][Path(path).suffix.lower()], quality=_JPEG_QUALITY)
-
-
-@contextmanager
-def write_safely(path):
-    """Open a file that takes its name only once it is complete; after an error nothing of it remains.
-
-    Parameters
-    ----------
-    path : path
-        File to be written; an existing one stays as it was until then.
-
-    Yields
-    ------
-    binary file
-        Open for writing.
-
-    Raises
-    ------
-    ImageError
-        The operating system refuses to write, for example because the disk is full.
-    """
-    # Through a symbolic link, as plain writing would go. Not tempfile, whose files only their owner may read.
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".bitseg-{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _rgb_from_array(array):

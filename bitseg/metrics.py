@@ -30,24 +30,37 @@ def confusion_matrix(truth, prediction, classes):
     if truth.shape != prediction.shape:
         raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}")
     counted = truth != IGNORE
-    pairs = truth[counted].astype(np.int64) * classes + prediction[counted]
-    if counted.any() and (truth[counted].max() >= classes or prediction[counted].max() >= classes):
-        raise ValueError(f"a class id is not below {classes}")
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    truth, prediction = truth[counted].astype(np.int64), prediction[counted]
+    for name, ids in (("truth", truth), ("prediction", prediction)):
+        if ids.size and ids.max() >= classes:
+            raise ValueError(f"{name} holds class id {ids.max()}, but there are {classes} classes")
+    return np.bincount(truth * classes + prediction, minlength=classes * classes).reshape(classes, classes)
 
 
 def class_iou(confusion):
-    """Intersection over union of every class, shape (classes,); NaN for a class that never occurs."""
+    """Intersection over union of every class.
+
+    Parameters
+    ----------
+    confusion : ndarray of int, shape (classes, classes)
+        See `confusion_matrix`.
+
+    Returns
+    -------
+    ndarray of float64, shape (classes,)
+        From 0 to 1; NaN for a class that is neither there nor predicted.
+    """
     hits = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - hits
     return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
 
 
 def mean_iou(confusion):
-    """Mean of `class_iou` over the classes that occur."""
-    return float(np.nanmean(class_iou(confusion)))
+    """Mean of `class_iou` over the classes that occur or are predicted; NaN if no pixel was counted."""
+    iou = class_iou(confusion)
+    return float(np.nanmean(iou)) if confusion.any() else float("nan")
 
 
 def pixel_accuracy(confusion):
-    """Share of counted pixels whose class is right."""
-    return float(np.diag(confusion).sum() / confusion.sum())
+    """Share of counted pixels whose class is right; NaN if no pixel was counted."""
+    return float(np.diag(confusion).sum() / confusion.sum()) if confusion.any() else float("nan")

@@ -7,8 +7,11 @@ shape, type and number is compared with what the architecture asks for.
 import hashlib
 import io
 import json
+import math
 import os
-import tempfile
+import re
+import stat
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,10 +21,19 @@ import numpy as np
 
 from .architecture import ENCODERS, Architecture, Preprocessing
 from .errors import ModelFileError
+from .files import write_safely
 
 VERSION = 1
 HEADER_BYTES = 512
-LARGEST_FILE = 1 << 30
+LARGEST_PAYLOAD = 1 << 28
+"""Bytes; seven times the paper's full network at 8 bits. A model takes up to 8 times its file in memory."""
+
+LARGEST_TEXT = 1 << 20
+"""Characters of an attribute."""
+
+FACTOR = np.dtype("<f4")
+"""Type of all scales in the file."""
+
 LARGEST_FACTOR = 1e20
 """Bound of all scales: a product with any 31-bit sum stays finite in float32."""
 
@@ -102,14 +114,10 @@ def find_model(name):
     Raises
     ------
     ModelFileError
-        There is no such file, and no installed model of that name.
+        This is no path, and no installed model has this name.
     """
     path = Path(name)
-    if path.suffix == ".h5" or path.is_file() or len(path.parts) > 1:
-        if path.is_dir():
-            raise ModelFileError(f"{name}: this is a folder; give the .h5 file itself")
-        if not path.exists():
-            raise ModelFileError(f"{name}: no such model file")
+    if path.suffix == ".h5" or len(path.parts) > 1 or os.path.isfile(path):
         return path
     installed = {path.stem: path for path in installed_models()}
     if str(name) in installed:
@@ -136,120 +144,9 @@ def read_model(path):
     ModelFileError
         The file cannot be read, is damaged, is no bitseg model, or contradicts itself.
     """
-    payload, file_size = _read_payload(Path(path))
-    try:
-        with h5py.File(io.BytesIO(payload), "r") as file:
-            return _parse(file, file_size)
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        OSError,
-        RuntimeError,
-        AttributeError,
-        MemoryError,
-        RecursionError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelFileError(f"{path}: not a valid bitseg model ({reason}); convert or download it again") from None
-
-
-def _read_payload(path):
-    """The HDF5 part of a file whose length and checksum are right."""
-    try:
-        if not path.is_file():
-            raise ModelFileError(f"{path}: no such model file")
-        if path.stat().st_size > LARGEST_FILE:
-            raise ModelFileError(f"{path}: {path.stat().st_size} bytes are too many for a bitseg model")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from None
-    words = content[:HEADER_BYTES].split(b"\n", 1)[0].decode("ascii", "replace").split()
-    if words[:2] != ["bitseg", "model"] or len(words) != 5:
-        raise ModelFileError(f"{path}: not a bitseg model; make one with tools/convert.py")
-    version, length, checksum = words[2:]
-    if version != str(VERSION):
-        raise ModelFileError(f"{path}: model format {version}, but this bitseg reads {VERSION}; update bitseg")
-    payload = content[HEADER_BYTES:]
-    if length != str(len(payload)):
-        raise ModelFileError(f"{path}: damaged: {len(payload)} bytes of model data instead of {length}; copy it again")
-    if hashlib.sha256(payload).hexdigest() != checksum:
-        raise ModelFileError(f"{path}: damaged: the checksum does not match; copy it again")
-    return payload, len(content)
-
-
-def _parse(file, file_size):
-    architecture = _dataclass(Architecture, file.attrs["architecture"])
-    _check_architecture(architecture)
-    preprocessing = _dataclass(Preprocessing, file.attrs["preprocessing"])
-    _check_preprocessing(preprocessing)
-    convolutions, outputs = architecture.convolutions(), architecture.stream_outputs()
-    if set(file["layers"]) != set(convolutions) or set(file["streams"]) != set(outputs):
-        raise ValueError("its layers are not those of its architecture")
-    palette = _array(file["palette"], np.uint8, (len(architecture.classes), 3))
-    training = json.loads(file.attrs["training"])
-    if not isinstance(training, dict):
-        raise ValueError("training is not an object")
-    layers = {name: _layer(file["layers"][name], convolution) for name, convolution in convolutions.items()}
-    streams = {name: StreamScales(*_factors(file["streams"][name], (2,))) for name in outputs}
-    return Model(str(file.attrs["name"]), architecture, preprocessing, palette, training, layers, streams, file_size)
-
-
-def _dataclass(kind, text):
-    values = json.loads(text)
-    if set(values) != {field.name for field in fields(kind)}:
-        raise ValueError(f"{kind.__name__.lower()} lacks an entry or has an unknown one")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def _check_architecture(architecture):
-    if architecture.encoder not in ENCODERS:
-        raise ValueError(f"unknown encoder '{architecture.encoder}'")
-    if not 1 <= len(architecture.classes) <= 255 or not all(isinstance(name, str) for name in architecture.classes):
-        raise ValueError("there must be 1 to 255 class names")
-    if len(architecture.stage_channels) != 4 or len(architecture.branch_channels) != 4:
-        raise ValueError("there must be four stages and four branches")
-    channels = (architecture.stem_channels, *architecture.stage_channels, *architecture.branch_channels)
-    if not all(type(count) is int and 1 <= count <= 4096 for count in channels):
-        raise ValueError("channels must be whole numbers from 1 to 4096")
-    bits = (architecture.weight_bits, architecture.activation_bits, architecture.stream_bits or 8)
-    if not all(type(width) is int and 1 <= width <= 8 for width in bits):
-        raise ValueError("bits must be whole numbers from 1 to 8")
-
-
-def _check_preprocessing(preprocessing):
-    mean, size = preprocessing.mean, preprocessing.working_size
-    if len(mean) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in mean):
-        raise ValueError("the mean colour must be three whole numbers from 0 to 255")
-    if type(size) is not int or not 32 <= size <= 65536 or size % 32:
-        raise ValueError("the working size must be a multiple of 32")
-
-
-def _layer(group, convolution):
-    bits, out = convolution.weight_bits, convolution.out_channels
-    per_filter = convolution.weights // out
-    packed = _array(group["weight"], np.uint8, (bits, out, -(-per_filter // 8)))
-    planes = np.unpackbits(packed, axis=-1, bitorder="little")[..., :per_filter]
-    codes = (planes << np.arange(bits, dtype=np.uint8)[:, None, None]).sum(0, dtype=np.uint8)
-    multiplier, offset = _factors(group["affine"], (2, out))
-    shape = (out, convolution.kernel, convolution.kernel, convolution.in_channels)
-    return LayerWeights(codes.reshape(shape), multiplier, offset)
-
-
-def _factors(dataset, shape):
-    values = _array(dataset, np.float32, shape)
-    if not np.all(np.abs(values) <= LARGEST_FACTOR):
-        raise ValueError(f"{dataset.name} has values that are not finite or too large")
-    return values
-
-
-def _array(dataset, dtype, shape):
-    """Read a dataset of exactly this type and shape that is stored in the file itself."""
-    if not isinstance(dataset, h5py.Dataset) or dataset.shape != shape or dataset.dtype != dtype:
-        raise ValueError(f"{dataset.name} is not {np.dtype(dtype)} of shape {shape}")
-    if dataset.external or dataset.is_virtual or dataset.chunks:
-        raise ValueError(f"{dataset.name} must be stored contiguously in the file")
-    return dataset[()]
+    payload = _read_payload(path)
+    with _explained(path, "convert or download it again"):
+        return _parse(payload)
 
 
 def write_model(path, model):
@@ -263,36 +160,250 @@ def write_model(path, model):
     Raises
     ------
     ModelFileError
-        The file cannot be written.
+        `read_model` would refuse the model, or the file cannot be written.
     """
-    payload = _payload(model)
-    header = f"bitseg model {VERSION} {len(payload)} {hashlib.sha256(payload).hexdigest()}\n"
-    path = Path(path)
+    with _explained(path, "nothing was written"):
+        payload = _payload(model)
+        _parse(payload)
+    with write_safely(path, ModelFileError) as file:
+        file.write(_header(payload) + payload)
+
+
+@contextmanager
+def _explained(path, mend):
+    """Turn whatever is wrong with a model into one line that begins with its file."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as partial:
-            partial.write(header.encode().ljust(HEADER_BYTES, b"\n") + payload)
-        os.chmod(partial.name, 0o644)
-        os.replace(partial.name, path)
+        yield
+    except Exception as error:
+        # Hostile content makes libhdf5, h5py and json raise many types, and their texts may quote it.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = "".join(filter(str.isprintable, reason))[:200]
+        raise ModelFileError(f"{path}: not a valid bitseg model ({reason}); {mend}") from error
+
+
+def _header(payload):
+    line = f"bitseg model {VERSION} {len(payload)} {hashlib.sha256(payload).hexdigest()}"
+    return line.encode().ljust(HEADER_BYTES, b"\n")
+
+
+def _read_payload(path):
+    """The HDF5 part of a file whose header is the one that belongs to it."""
+    try:
+        # Asked first because opening a FIFO would wait for its other end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ModelFileError(f"{path}: a folder or device; give the .h5 file itself")
+        with open(path, "rb") as file:
+            header = file.read(HEADER_BYTES)
+            found = re.match(rb"bitseg model (\d{1,9}) (\d{1,9}) ", header)
+            if not found:
+                raise ModelFileError(f"{path}: not a bitseg model; make one with tools/convert.py")
+            version, length = map(int, found.groups())
+            if version != VERSION:
+                raise ModelFileError(f"{path}: model format {version}, but this bitseg reads {VERSION}; update bitseg")
+            if length > LARGEST_PAYLOAD:
+                raise ModelFileError(f"{path}: {length} bytes are too many for a bitseg model; use fewer channels")
+            payload = file.read(length + 1)
     except OSError as error:
-        raise ModelFileError(f"{path}: cannot be written ({error.strerror})") from None
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise ModelFileError(f"{path}: not a path ({error}); check the name") from error
+    if header != _header(payload):
+        raise ModelFileError(f"{path}: damaged or cut short; copy or download it again")
+    return payload
 
 
 def _payload(model):
     memory = io.BytesIO()
-    with h5py.File(memory, "w", libver="latest") as file:
+    # v108: files that HDF5 1.8 and newer can read, and a third smaller than those of older formats.
+    with h5py.File(memory, "w", libver=("v108", "v108")) as file:
         file.attrs["name"] = model.name
-        file.attrs["architecture"] = json.dumps(asdict(model.architecture))
-        file.attrs["preprocessing"] = json.dumps(asdict(model.preprocessing))
-        file.attrs["training"] = json.dumps(model.training)
+        for name, value in (
+            ("architecture", asdict(model.architecture)),
+            ("preprocessing", asdict(model.preprocessing)),
+            ("training", model.training),
+        ):
+            file.attrs[name] = json.dumps(value, allow_nan=False)
         file["palette"] = model.palette
         for name, convolution in model.architecture.convolutions().items():
             layer = model.layers[name]
             group = file.create_group(f"layers/{name}")
-            flat = layer.codes.reshape(convolution.out_channels, -1)
-            planes = [(flat >> bit) & 1 for bit in range(convolution.weight_bits)]
-            group["weight"] = np.packbits(np.stack(planes), axis=-1, bitorder="little")
-            group["affine"] = np.stack([layer.multiplier, layer.offset]).astype(np.float32)
+            group["weight"] = _pack(layer.codes, convolution.weight_bits)
+            group["affine"] = np.stack([layer.multiplier, layer.offset]).astype(FACTOR)
         for name in model.architecture.stream_outputs():
             scales = model.streams[name]
-            file[f"streams/{name}"] = np.array([scales.shortcut_multiplier, scales.activation_multiplier], np.float32)
+            file[f"streams/{name}"] = np.array([scales.shortcut_multiplier, scales.activation_multiplier], FACTOR)
     return memory.getvalue()
+
+
+def _pack(codes, bits):
+    """Bit-planes of weight codes, uint8 of shape (bits, out, ceil(window / 8)): the inverse is in `_layer`."""
+    if codes.max() >> bits:
+        raise ValueError(f"weight code {codes.max()} needs more than {bits} bits")
+    planes = [(codes.reshape(len(codes), -1) >> bit) & 1 for bit in range(bits)]
+    return np.packbits(np.stack(planes), axis=-1, bitorder="little")
+
+
+def _parse(payload):
+    with h5py.File(io.BytesIO(payload), "r") as file:
+        architecture = _dataclass(Architecture, _text(file, "architecture"))
+        _check_architecture(architecture)
+        convolutions, outputs = architecture.convolutions(), architecture.stream_outputs()
+        # Before any array is made: a small file must not ask for large ones.
+        if sum(math.prod(_packed_shape(convolution)) for convolution in convolutions.values()) > len(payload):
+            raise ValueError("it is too small for the weights of its architecture")
+        _check_members(file, {"palette", "layers", "streams"})
+        layers, streams = (_child(file, name, h5py.Group) for name in ("layers", "streams"))
+        _check_members(layers, convolutions)
+        _check_members(streams, outputs)
+        name, training = _text(file, "name"), _object(_text(file, "training"), "training")
+        _require(_is_label(name), "the name must be 1 to 100 printable characters")
+        _check_training(training)
+        preprocessing = _dataclass(Preprocessing, _text(file, "preprocessing"))
+        _check_preprocessing(preprocessing)
+        return Model(
+            name,
+            architecture,
+            preprocessing,
+            _array(file, "palette", np.uint8, (len(architecture.classes), 3)),
+            training,
+            {name: _layer(_child(layers, name, h5py.Group), shape) for name, shape in convolutions.items()},
+            {name: StreamScales(*_factors(streams, name, (2,))) for name in outputs},
+            HEADER_BYTES + len(payload),
+        )
+
+
+def _check_members(group, names):
+    if len(group) != len(names) or set(group) != set(names):
+        raise ValueError(f"{group.name} has not the members that its architecture asks for")
+
+
+def _child(group, name, kind):
+    """A group or dataset that a group holds itself: a link could lead to another file."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], kind):
+        raise ValueError(f"{name} is missing or of another kind than {kind.__name__}")
+    return group[name]
+
+
+def _text(file, name):
+    """An attribute that is one variable-length UTF-8 string."""
+    attribute = file.attrs.get_id(name)
+    if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) != ("utf-8", None):
+        raise ValueError(f"{name} is not one UTF-8 string")
+    text = file.attrs[name]
+    if len(text) > LARGEST_TEXT:
+        raise ValueError(f"{name} is longer than {LARGEST_TEXT} characters")
+    return text
+
+
+def _object(text, name):
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is not a JSON object")
+    return values
+
+
+def _dataclass(kind, text):
+    name = kind.__name__.lower()
+    values = _object(text, name)
+    if set(values) != {field.name for field in fields(kind)}:
+        raise ValueError(f"{name} lacks an entry or has an unknown one")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _require(holds, rule):
+    if not holds:
+        raise ValueError(rule)
+
+
+def _are_whole(values, count, low, high):
+    return (
+        isinstance(values, tuple)
+        and len(values) == count
+        and all(type(value) is int and low <= value <= high for value in values)
+    )
+
+
+def _is_label(value):
+    return isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable() and value == value.strip()
+
+
+def _is_number(value, low, high):
+    # NaN fails the comparison.
+    return type(value) in (int, float) and low <= value <= high
+
+
+def _check_architecture(architecture):
+    classes = architecture.classes
+    _require(architecture.encoder in list(ENCODERS), f"the encoder must be one of {', '.join(ENCODERS)}")
+    _require(
+        _are_whole((architecture.stem_channels,), 1, 1, 4096)
+        and _are_whole(architecture.stage_channels, 4, 1, 4096)
+        and _are_whole(architecture.branch_channels, 4, 1, 4096),
+        "channels of the stem, four stages and four branches must be whole numbers from 1 to 4096",
+    )
+    _require(
+        _are_whole((architecture.weight_bits, architecture.activation_bits), 2, 1, 8)
+        and _are_whole((architecture.stream_bits,), 1, 0, 8),
+        "bits must be whole numbers from 1 to 8",
+    )
+    _require(
+        isinstance(classes, tuple) and 1 <= len(classes) <= 255 and all(map(_is_label, classes)),
+        "classes must be 1 to 255 names of 1 to 100 printable characters",
+    )
+    _require(len(set(classes)) == len(classes), "class names must differ")
+    for convolution in architecture.convolutions().values():
+        convolution.check_sums()
+
+
+def _check_preprocessing(preprocessing):
+    size = preprocessing.working_size
+    _require(_are_whole(preprocessing.mean, 3, 0, 255), "the mean colour must be 3 whole numbers from 0 to 255")
+    _require(_is_number(preprocessing.scale, 1e-6, 1e6), "the scale must be a number from 1e-6 to 1e6")
+    _require(_are_whole((size,), 1, 32, 65536) and size % 32 == 0, "the working size must be a multiple of 32")
+
+
+def _check_training(training):
+    """Of all that training says, bitseg reads where the accuracy was measured and what it was."""
+    if "accuracy" in training:
+        accuracy = training["accuracy"]
+        _require(
+            isinstance(accuracy, dict)
+            and _is_label(accuracy.get("dataset"))
+            and _is_number(accuracy.get("miou"), 0, 1),
+            "accuracy must name its dataset and an miou from 0 to 1",
+        )
+
+
+def _packed_shape(convolution):
+    return convolution.weight_bits, convolution.out_channels, -(-convolution.window // 8)
+
+
+def _layer(group, convolution):
+    _check_members(group, {"weight", "affine"})
+    out, kernel = convolution.out_channels, convolution.kernel
+    packed = _array(group, "weight", np.uint8, _packed_shape(convolution))
+    codes = np.zeros((out, convolution.window), np.uint8)
+    for bit, plane in enumerate(packed):
+        codes |= np.unpackbits(plane, axis=-1, count=convolution.window, bitorder="little") << bit
+    return LayerWeights(
+        codes.reshape(out, kernel, kernel, convolution.in_channels), *_factors(group, "affine", (2, out))
+    )
+
+
+def _factors(group, name, shape):
+    values = _array(group, name, FACTOR, shape)
+    if not np.all(np.abs(values) <= LARGEST_FACTOR):
+        raise ValueError(f"{group.name}/{name} has values that are not finite or too large")
+    return values
+
+
+def _array(group, name, dtype, shape):
+    """Read a dataset of exactly this type and shape whose values lie in the file in one piece."""
+    dataset = _child(group, name, h5py.Dataset)
+    start = dataset.id.get_offset()
+    # Without a place: compressed, external, virtual, or never written. First, because a virtual one may open files.
+    if start is None or start + math.prod(shape) * np.dtype(dtype).itemsize > dataset.file.id.get_filesize():
+        raise ValueError(f"{dataset.name} is not stored contiguously in the file")
+    if dataset.shape != shape or dataset.dtype != dtype:
+        raise ValueError(f"{dataset.name} is not {np.dtype(dtype)} of shape {shape}")
+    return dataset[()]

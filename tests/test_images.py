@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bitseg.errors import ImageError
-from bitseg.images import check_output, read_image, resize, save_picture, working_shape, write_safely
+from bitseg.images import check_output, read_image, resize, save_picture, working_shape
 
 ORIENTATION = 0x0112
 IMAGE_WIDTH = 0x0100
@@ -168,16 +168,6 @@ def test_symbolic_link_is_followed(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "target.png")
     save_picture(Image.new("P", (4, 3)), tmp_path / "link.png", "mask")
     assert (tmp_path / "link.png").is_symlink() and (tmp_path / "target.png").is_file()
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_interrupted_writing_leaves_the_old_file(tmp_path, error):
-    path = tmp_path / "mask.png"
-    path.write_text("old")
-    with pytest.raises(error), write_safely(path) as file:
-        file.write(b"new")
-        raise error
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["mask.png"]
 
 
 def test_full_disk_is_reported_and_leaves_nothing(tmp_path):

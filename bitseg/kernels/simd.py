@@ -34,6 +34,7 @@ class _VectorModel(models.PrimitiveModel):
 
 u64x8 = Vector("u64", ir.IntType(64), 8)
 i32x8 = Vector("i32", ir.IntType(32), 8)
+i16x32 = Vector("i16", ir.IntType(16), 32)
 i32x16 = Vector("i32", ir.IntType(32), 16)
 f32x16 = Vector("f32", ir.FloatType(), 16)
 u8x16 = Vector("u8", ir.IntType(8), 16)
@@ -51,23 +52,27 @@ def _splat(builder, value, vector):
     return builder.shuffle_vector(one, ir.Constant(vector.llvm, ir.Undefined), zeros)
 
 
+def _load_unaligned(builder, pointer, vector):
+    value = builder.load(builder.bitcast(pointer, vector.llvm.as_pointer()))
+    value.align = 1
+    return value
+
+
 def _load(vector):
     @intrinsic
     def load(typing_context, array, offset):
         def code(context, builder, signature, values):
             pointer = _pointer(context, builder, signature.args[0], values[0], values[1], vector)
-            value = builder.load(pointer)
-            value.align = 1
-            return value
+            return _load_unaligned(builder, pointer, vector)
 
         return vector(array, types.intp), code
 
     return load
 
 
-load_u64x8 = _load(u64x8)
 load_i32x16 = _load(i32x16)
 load_f32x16 = _load(f32x16)
+load_i16x32 = _load(i16x32)
 load_u8x16 = _load(u8x16)
 load_u8x64 = _load(u8x64)
 
@@ -95,7 +100,6 @@ def _broadcast(vector, scalar):
     return broadcast
 
 
-broadcast_u64x8 = _broadcast(u64x8, types.uint64)
 broadcast_i32x16 = _broadcast(i32x16, types.int32)
 broadcast_f32x16 = _broadcast(f32x16, types.float32)
 broadcast_u8x64 = _broadcast(u8x64, types.uint8)
@@ -115,8 +119,6 @@ def _binary(instruction):
 add = _binary("add")
 subtract = _binary("sub")
 multiply = _binary("mul")
-bitwise_and = _binary("and_")
-shift_left = _binary("shl")
 add_float = _binary("fadd")
 multiply_float = _binary("fmul")
 
@@ -139,7 +141,6 @@ def _call(llvm_name):
     return operation
 
 
-popcount = _call("ctpop")
 rint = _call("rint")
 
 
@@ -154,7 +155,6 @@ def _convert(instruction, target):
     return conversion
 
 
-u64x8_to_i32x8 = _convert("trunc", i32x8)
 i32x16_to_f32x16 = _convert("sitofp", f32x16)
 f32x16_to_i32x16 = _convert("fptosi", i32x16)
 i32x16_to_u8x16 = _convert("trunc", u8x16)
@@ -188,14 +188,126 @@ def multiply_add_exact(typing_context, a, b, c):
 
 
 @intrinsic
-def nonzero_mask(typing_context, a):
-    """64 bits, bit l set where lane l of a u8x64 vector is not 0."""
+def load_u64x8_each(typing_context, arrays, offset):
+    """Load a vector from each of a tuple of arrays, at the same offset: a tuple of u64x8."""
+    return _each_array(arrays, u64x8, lambda builder, pointer: _load_unaligned(builder, pointer, u64x8))
+
+
+@intrinsic
+def broadcast_u64x8_each(typing_context, arrays, offset):
+    """Load one uint64 from each of a tuple of arrays, at the same offset, into all lanes: a tuple of u64x8."""
+    return _each_array(arrays, u64x8, lambda builder, pointer: _splat(builder, builder.load(pointer), u64x8))
+
+
+def _each_array(arrays, vector, read):
+    def code(context, builder, signature, values):
+        array_type = signature.args[0].dtype
+        vectors = []
+        for array in cgutils.unpack_tuple(builder, values[0]):
+            data = context.make_array(array_type)(context, builder, array).data
+            vectors.append(read(builder, builder.gep(data, [values[1]])))
+        return context.make_tuple(builder, signature.return_type, vectors)
+
+    return types.UniTuple(vector, len(arrays))(arrays, types.intp), code
+
+
+@intrinsic
+def zero_counts(typing_context, activations, weights):
+    """A tuple of zero vectors, one for each place value i + j of the bit-planes of `activations` and `weights`."""
+    places = len(activations) + len(weights) - 1
 
     def code(context, builder, signature, values):
-        zero = ir.Constant(signature.args[0].llvm, [0] * 64)
-        return builder.bitcast(builder.icmp_unsigned("!=", values[0], zero), ir.IntType(64))
+        zero = ir.Constant(u64x8.llvm, [0] * u64x8.lanes)
+        return context.make_tuple(builder, signature.return_type, [zero] * places)
 
-    return types.uint64(a), code
+    return types.UniTuple(u64x8, places)(activations, weights), code
+
+
+@intrinsic
+def count_matches(typing_context, counts, activations, weights):
+    """``counts[i + j] + popcount(activations[j] & weights[i])`` for all i, j: the sum of a bit convolution.
+
+    All three are tuples of u64x8 vectors; the loops over i and j are unrolled when the kernel is compiled.
+    """
+
+    def code(context, builder, signature, values):
+        counts, activations, weights = (cgutils.unpack_tuple(builder, value) for value in values)
+        popcount = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(u64x8.llvm, [u64x8.llvm]), "llvm.ctpop.v8i64"
+        )
+        for i, weight in enumerate(weights):
+            for j, activation in enumerate(activations):
+                matches = builder.call(popcount, [builder.and_(activation, weight)])
+                counts[i + j] = builder.add(counts[i + j], matches)
+        return context.make_tuple(builder, signature.return_type, counts)
+
+    return counts(counts, activations, weights), code
+
+
+@intrinsic
+def weigh_counts(typing_context, counts):
+    """``sum(2**place * counts[place])`` as an i32x8 vector."""
+
+    def code(context, builder, signature, values):
+        total = ir.Constant(u64x8.llvm, [0] * u64x8.lanes)
+        for count in reversed(cgutils.unpack_tuple(builder, values[0])):
+            total = builder.add(builder.add(total, total), count)
+        return builder.trunc(total, i32x8.llvm)
+
+    return i32x8(counts), code
+
+
+@intrinsic
+def store_bits(typing_context, arrays, offset, codes):
+    """Write bit j of 64 codes (u8x64) as one word to array j of a tuple of uint64 arrays; the sum of the codes."""
+
+    def code(context, builder, signature, values):
+        array_type = signature.args[0].dtype
+        zero = ir.Constant(u8x64.llvm, [0] * u8x64.lanes)
+        total = ir.IntType(64)(0)
+        for j, array in enumerate(cgutils.unpack_tuple(builder, values[0])):
+            one_bit = builder.and_(values[2], ir.Constant(u8x64.llvm, [1 << j] * u8x64.lanes))
+            word = builder.bitcast(builder.icmp_unsigned("!=", one_bit, zero), ir.IntType(64))
+            data = context.make_array(array_type)(context, builder, array).data
+            builder.store(word, builder.gep(data, [values[1]]))
+            total = builder.add(total, builder.shl(builder.ctpop(word), ir.IntType(64)(j)))
+        return total
+
+    return types.int64(arrays, types.intp, codes), code
+
+
+@intrinsic
+def multiply_add_pairs(typing_context, total, a, b):
+    """``total[l] + a[2 l] * b[2 l] + a[2 l + 1] * b[2 l + 1]``: int32 lanes from 16-bit pairs.
+
+    x86 has one instruction for it (pmaddwd), which LLVM finds in this form.
+    """
+
+    def code(context, builder, signature, values):
+        total, a, b = values
+        halves = []
+        for first in (0, 1):
+            mask = ir.Constant(ir.VectorType(_INT32, 16), list(range(first, 32, 2)))
+            undefined = ir.Constant(i16x32.llvm, ir.Undefined)
+            picked = [builder.sext(builder.shuffle_vector(v, undefined, mask), i32x16.llvm) for v in (a, b)]
+            halves.append(builder.mul(*picked, flags=["nsw"]))
+        return builder.add(total, builder.add(*halves))
+
+    return i32x16(total, a, b), code
+
+
+@intrinsic
+def broadcast_pair(typing_context, array, offset):
+    """Two consecutive int16 of an array, repeated over an i16x32 vector."""
+
+    def code(context, builder, signature, values):
+        data = context.make_array(signature.args[0])(context, builder, values[0]).data
+        pointer = builder.bitcast(builder.gep(data, [values[1]]), _INT32.as_pointer())
+        pair = builder.load(pointer)
+        pair.align = 2
+        return builder.bitcast(_splat(builder, pair, i32x16), i16x32.llvm)
+
+    return i16x32(array, types.intp), code
 
 
 @intrinsic

@@ -36,8 +36,8 @@ def bit_planes(height, width, channels, bits, margin=1):
     Planes
     """
     rows, columns = height + 2 * margin, width + 2 * margin
-    words = np.zeros((rows, bits, columns, -(-channels // WORD)), np.uint64)
-    return bitplanes.Planes(words, np.zeros((rows, columns), np.int32), margin)
+    words = np.zeros((bits, rows, columns, -(-channels // WORD)), np.uint64)
+    return bitplanes.Planes(tuple(words), np.zeros((rows, columns), np.int32), margin)
 
 
 def pack_bit_planes(codes, bits, margin=1):
@@ -72,17 +72,19 @@ def pack_bit_planes(codes, bits, margin=1):
     padded[:, :, :channels] = codes
     planes = bit_planes(height, width, channels, bits, margin)
     for y in range(height):
-        bitplanes.pack_row(padded[y], planes, y)
+        bitplanes.pack_pixels(padded[y], planes, y, 0, width)
     return planes
 
 
 def unpack_bit_planes(planes, channels):
     """Codes, uint8 of shape (height, width, channels), of `Planes`: the inverse of `pack_bit_planes`."""
     margin = planes.margin
-    rows, bits, columns, _ = planes.words.shape
-    inside = planes.words[margin : rows - margin, :, margin : columns - margin]
-    each = np.unpackbits(inside.view(np.uint8), axis=-1, bitorder="little")[..., :channels]
-    return (each << np.arange(bits, dtype=np.uint8)[:, None, None]).sum(1, dtype=np.uint8)
+    inside = np.s_[margin:-margin, margin:-margin] if margin else np.s_[:, :]
+    codes = 0
+    for bit, plane in enumerate(planes.words):
+        ones = np.unpackbits(np.ascontiguousarray(plane[inside]).view(np.uint8), axis=-1, bitorder="little")
+        codes = codes + (ones[..., :channels] << bit)
+    return codes.astype(np.uint8)
 
 
 def _padded_channels(values, multiple=WORD):
@@ -123,43 +125,41 @@ class Operations:
         ValueError
             The integer sums could exceed 31 bits.
         """
-        window = convolution.in_channels * convolution.kernel**2
-        largest = (2**convolution.weight_bits - 1) * (2**convolution.input_bits - 1) * window
-        if 2 * largest >= 2**31:
-            raise ValueError(
-                f"sums up to {largest} do not fit in 31 bits: use fewer bits or fewer than {window} weights a filter"
-            )
+        convolution.check_sums()
         multiplier, offset = _padded_channels(weights.multiplier), _padded_channels(weights.offset)
         lanes = popcount.LANES
         blocks = -(-convolution.out_channels // lanes)
         kernel, words = convolution.kernel, -(-convolution.in_channels // WORD)
         codes = np.zeros((blocks * lanes, kernel, kernel, words * WORD), np.uint8)
         codes[: convolution.out_channels, :, :, : convolution.in_channels] = weights.codes
-        planes = [
-            np.packbits((codes >> bit) & 1, -1, "little").view(np.uint64) for bit in range(convolution.weight_bits)
-        ]
-        # (bits, blocks, lanes, kernel, kernel * words) -> (blocks, bits, kernel, kernel * words, lanes)
-        ordered = np.stack(planes).reshape(convolution.weight_bits, blocks, lanes, kernel, kernel * words)
         filters = popcount.Filters(
-            np.ascontiguousarray(ordered.transpose(1, 0, 3, 4, 2)),
+            tuple(self._filter_words((codes >> bit) & 1, lanes) for bit in range(convolution.weight_bits)),
             multiplier,
             offset,
-            convolution.out_channels,
+            kernel,
             2**convolution.weight_bits - 1,
             convolution.stride,
             convolution.padding,
         )
         return Layer(convolution, filters)
 
+    @staticmethod
+    def _filter_words(ones, lanes):
+        """Words of one bit of (blocks * lanes, kernel, kernel, channels), as in `kernels.popcount.Filters`."""
+        kernel, span = ones.shape[1], ones.shape[2] * ones.shape[3] // WORD
+        words = np.packbits(ones, -1, "little").view(np.uint64).reshape(-1, lanes, kernel, span)
+        return np.ascontiguousarray(words.transpose(0, 2, 3, 1))
+
     def prepare_stem(self, convolution, weights):
         """Lay out the first layer, which reads the 8-bit image; arguments and result as for `prepare`."""
         kernel, channels = convolution.kernel, convolution.out_channels
-        if 3 * kernel**2 * 255 * (2**convolution.weight_bits - 1) >= 2**24:
-            raise ValueError(f"sums of a {kernel}x{kernel} stem are not exact in float32: use a smaller kernel")
         multiplier, offset = _padded_channels(weights.multiplier), _padded_channels(weights.offset)
-        signed = np.zeros((kernel, kernel, 3, len(multiplier)), np.float32)
-        signed[..., :channels] = (2.0 * weights.codes - (2**convolution.weight_bits - 1)).transpose(1, 2, 3, 0)
-        filters = stem.StemFilters(signed.reshape(kernel, kernel * 3, -1), multiplier, offset, kernel)
+        pairs = (3 * kernel + 1) // 2
+        taps = np.zeros((kernel, 2 * pairs, len(multiplier)), np.int16)
+        signed = 2 * weights.codes.astype(np.int16) - (2**convolution.weight_bits - 1)
+        taps[:, : 3 * kernel, :channels] = signed.reshape(channels, kernel, 3 * kernel).transpose(1, 2, 0)
+        ordered = np.ascontiguousarray(taps.reshape(kernel, pairs, 2, -1).transpose(0, 1, 3, 2))
+        filters = stem.StemFilters(ordered, multiplier, offset, kernel)
         return Layer(convolution, filters)
 
     def prepare_rounding(self, stream_bits, activation_bits, scales):
@@ -173,9 +173,10 @@ class Operations:
         convolution = layer.convolution
         padding = convolution.padding
         height, width = image.shape[0] // 2, image.shape[1] // 2
-        bordered = np.empty((image.shape[0] + 2 * padding, image.shape[1] + 2 * padding, 3), np.float32)
+        # One column more than the padding: the kernel reads the taps of a row two by two.
+        bordered = np.empty((image.shape[0] + 2 * padding, image.shape[1] + 2 * padding + 1, 3), np.int16)
         bordered[:] = mean
-        bordered[padding:-padding, padding:-padding] = image
+        bordered[padding : padding + len(image), padding : padding + image.shape[1]] = image
         bordered = bordered.reshape(len(bordered), -1)
         channels = len(layer.filters.multiplier)
         codes = np.empty((height, width, channels), np.uint8)
@@ -254,7 +255,7 @@ class Operations:
     def _output_size(self, activation, layer):
         """Height and width of a convolution's result; refuses planes that the kernel would misread."""
         convolution = layer.convolution
-        rows, bits, columns, words = activation.words.shape
+        bits, (rows, columns, words) = len(activation.words), activation.words[0].shape
         if (bits, words) != (convolution.input_bits, -(-convolution.in_channels // WORD)):
             raise ValueError(
                 f"the convolution reads {convolution.input_bits} bits of {convolution.in_channels} channels, "

@@ -6,7 +6,8 @@ import torch
 
 from bitseg.architecture import Architecture
 
-from .config import ConfigError, config_from_dict
+from .config import config_from_dict
+from .errors import TrainingError
 from .network import BitFCN
 
 
@@ -38,17 +39,17 @@ def read_checkpoint(path):
 
     Raises
     ------
-    ConfigError
+    TrainingError
         There is no such file, or it is no checkpoint.
     """
     try:
         saved = torch.load(path, weights_only=True)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such checkpoint") from None
+        raise TrainingError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch.load raises many types on foreign files
-        raise ConfigError(f"{path}: not a checkpoint of this training code ({type(error).__name__})") from None
+        raise TrainingError(f"{path}: not a checkpoint of this training code ({type(error).__name__})") from None
     if not isinstance(saved, dict) or "network" not in saved:
-        raise ConfigError(f"{path}: not a checkpoint of this training code")
+        raise TrainingError(f"{path}: not a checkpoint of this training code")
     return saved
 
 

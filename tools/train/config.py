@@ -1,23 +1,34 @@
 """The configuration of a training run: one TOML file, read into dataclasses and stored in every checkpoint."""
 
+import re
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
-from bitseg.architecture import Architecture, Preprocessing
+from bitseg.architecture import ENCODERS, STRIDES, Architecture, Preprocessing
 from bitseg.datasets import CLASSES
-from bitseg.errors import BitsegError
+from bitseg.network.graph import SIZE_MULTIPLE
 
 from .data import Augmentation
+from .errors import TrainingError
+from .quantizers import FLOAT_BITS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+RUN_CHECKPOINT = "checkpoint"
+"""Name of the checkpoint from which a run continues; a stage cannot have it."""
 
-class ConfigError(BitsegError):
-    """A configuration file is incomplete or has an unknown entry."""
+_FREE_TO_CHANGE = {
+    "name",
+    "stages",
+    "preprocessing.working_size",
+    "architecture.weight_bits",
+    "architecture.activation_bits",
+}
+"""Entries that have no part in what is trained; the bits are those of the last stage. Stages are compared apart."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class Stage:
         Peak AdamW learning rates; they fall along half a cosine to zero.
     scales : tuple of int
         Strides that carry a loss: [32] to [32, 16, 8, 4].
+    quantizer_rate : float
+        Peak rate of the logarithms of the quantisers' scales: under Adam about the largest relative change in a step.
     """
 
     name: str
@@ -45,6 +58,7 @@ class Stage:
     encoder_rate: float
     decoder_rate: float
     scales: tuple = (32, 16, 8, 4)
+    quantizer_rate: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -96,47 +110,178 @@ def read_config(path):
     path : path
         TOML file.
 
+    Returns
+    -------
+    Config
+
     Raises
     ------
-    ConfigError
-        The file is missing, is no TOML, lacks an entry or has an unknown one.
+    TrainingError
+        The file is missing, is no TOML, lacks an entry, or has an unknown or impossible one.
     """
     try:
-        text = Path(path).read_text()
-        return config_from_dict(tomllib.loads(text))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        return config_from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read ({error.strerror}); give a configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path}: not valid TOML: {error}") from None
+    except TrainingError as error:
+        raise TrainingError(f"{path}: {error}") from None
 
 
 def config_from_dict(data):
-    """Build a `Config` from plain data; class names and the final bits are filled in."""
+    """Build a `Config` from plain data; class names and the final bits are filled in.
+
+    Parameters
+    ----------
+    data : dict
+        What a TOML file holds, or `Config.as_dict` returns.
+
+    Raises
+    ------
+    TrainingError
+        An entry is missing, unknown or impossible.
+    """
     data = dict(data)
-    stages = tuple(_build(Stage, stage) for stage in data.pop("stages"))
-    architecture = {
+    stages = data.get("stages")
+    if not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise TrainingError("there must be at least one [[stages]] table")
+    data["stages"] = stages = tuple(_build(Stage, stage, "stages") for stage in stages)
+    if data.get("dataset") not in CLASSES:
+        raise TrainingError(f"dataset must be one of {', '.join(sorted(CLASSES))}, not {data.get('dataset')!r}")
+    implied = {
         "classes": CLASSES[data["dataset"]],
         "weight_bits": stages[-1].weight_bits,
         "activation_bits": stages[-1].activation_bits,
-        **data.pop("architecture"),
     }
-    return _build(
-        Config,
-        {
-            **data,
-            "stages": stages,
-            "augmentation": _build(Augmentation, data.pop("augmentation")),
-            "architecture": _build(Architecture, architecture),
-            "preprocessing": _build(Preprocessing, data.pop("preprocessing")),
-        },
-    )
+    data["architecture"] = _build(Architecture, _table(data, "architecture") | implied, "architecture")
+    data["augmentation"] = _build(Augmentation, _table(data, "augmentation"), "augmentation")
+    data["preprocessing"] = _build(Preprocessing, _table(data, "preprocessing"), "preprocessing")
+    config = _build(Config, data, "the configuration")
+    _check(config)
+    return config
 
 
-def _build(kind, values):
-    known = {field.name for field in fields(kind)}
-    unknown = set(values) - known
+def check_continuation(begun, config, stages_begun):
+    """Make sure that a run may go on under a configuration.
+
+    Only what is still to come may differ: later stages, the model's name, and the size photos are segmented at.
+
+    Parameters
+    ----------
+    begun, config : Config
+        What the run began with, and what it is to go on with.
+    stages_begun : int
+        Number of stages that are finished or under way.
+
+    Raises
+    ------
+    TrainingError
+        They contradict each other.
+    """
+    advice = "restore it, or begin a new run with another --output and --start"
+    old, new = _flat(begun.as_dict()), _flat(config.as_dict())
+    for entry in old:
+        if entry not in _FREE_TO_CHANGE and old[entry] != new[entry]:
+            raise TrainingError(f"{entry} is {new[entry]!r}, but the run began with {old[entry]!r}; {advice}")
+    for index, stage in enumerate(begun.stages[:stages_begun]):
+        if config.stages[index : index + 1] != (stage,):
+            raise TrainingError(f"stage '{stage.name}' has begun and can no longer change; {advice}")
+
+
+def _flat(values, prefix=""):
+    """Nested dicts as one, with dotted names."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _table(data, name):
+    if not isinstance(data.get(name), dict):
+        raise TrainingError(f"the table [{name}] is missing")
+    return data[name]
+
+
+def _build(kind, values, where):
+    """An instance of a dataclass from plain data, names and types checked; lists become tuples."""
+    known = {field.name: field for field in fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    missing = [name for name, field in known.items() if name not in values and field.default is MISSING]
     if unknown:
-        raise TypeError(f"unknown entry {', '.join(sorted(unknown))} in {kind.__name__.lower()}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        raise TrainingError(f"{where}: unknown entry '{unknown[0]}'; known are {', '.join(known)}")
+    if missing:
+        raise TrainingError(f"{where}: the entry '{missing[0]}' is missing")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, value in values.items():
+        kind_of_value = (int, float) if known[name].type is float else known[name].type
+        if not isinstance(value, kind_of_value) or (isinstance(value, bool) and known[name].type is not bool):
+            shown = "list" if known[name].type is tuple else known[name].type.__name__
+            raise TrainingError(f"{where}: '{name}' must be of type {shown}, not {value!r}")
+    return kind(**values)
+
+
+def _check(config):
+    """Raise a `TrainingError` at the first entry whose value is impossible."""
+    crop, zoom = config.augmentation.crop, config.augmentation.scale
+    architecture, preprocessing = config.architecture, config.preprocessing
+    channels = (architecture.stem_channels, *architecture.stage_channels, *architecture.branch_channels)
+    names = [stage.name for stage in config.stages]
+    demands = [
+        (config.seed >= 0, "seed must not be negative"),
+        (config.batch_size >= 1, "batch_size must be at least 1"),
+        (config.class_weights in ("none", "log"), "class_weights must be 'none' or 'log'"),
+        (crop > 0 and crop % SIZE_MULTIPLE == 0, f"augmentation: crop must be a multiple of {SIZE_MULTIPLE}"),
+        (
+            len(zoom) == 2 and all(map(_is_number, zoom)) and 0 < zoom[0] <= zoom[1],
+            "augmentation: scale must be the smallest and the largest zoom",
+        ),
+        (0 <= config.augmentation.colour <= 1, "augmentation: colour must lie between 0 and 1"),
+        (architecture.encoder in ENCODERS, f"architecture: encoder must be one of {', '.join(ENCODERS)}"),
+        (
+            len(architecture.stage_channels) == len(architecture.branch_channels) == len(STRIDES),
+            f"architecture: there must be {len(STRIDES)} stage_channels and branch_channels",
+        ),
+        (all(type(count) is int and count > 0 for count in channels), "architecture: channels must be positive"),
+        (0 <= architecture.stream_bits <= 8, "architecture: stream_bits must be 1 to 8, or 0 for activation_bits"),
+        (
+            len(preprocessing.mean) == 3 and all(type(value) is int and 0 <= value <= 255 for value in preprocessing.mean),
+            "preprocessing: mean must be three whole numbers from 0 to 255",
+        ),
+        (preprocessing.scale > 0, "preprocessing: scale must be positive"),
+        (
+            preprocessing.working_size > 0 and preprocessing.working_size % SIZE_MULTIPLE == 0,
+            f"preprocessing: working_size must be a multiple of {SIZE_MULTIPLE}",
+        ),
+        (len(set(names)) == len(names), "stages: two have the same name"),
+    ]
+    for stage in config.stages:
+        bits = stage.weight_bits, stage.activation_bits
+        rates = stage.encoder_rate, stage.decoder_rate, stage.quantizer_rate
+        demands += [
+            (
+                re.fullmatch(r"\w[\w.-]*", stage.name) and stage.name != RUN_CHECKPOINT,
+                f"stage '{stage.name}': the name must suit a file and not be '{RUN_CHECKPOINT}'",
+            ),
+            (
+                all(width == FLOAT_BITS or 1 <= width <= 8 for width in bits),
+                f"stage '{stage.name}': weight_bits and activation_bits must be 1 to 8, or {FLOAT_BITS} for float",
+            ),
+            (stage.iterations >= 1, f"stage '{stage.name}': iterations must be at least 1"),
+            (all(rate > 0 for rate in rates), f"stage '{stage.name}': learning rates must be positive"),
+            (
+                stage.scales and set(stage.scales) <= set(STRIDES) and len(set(stage.scales)) == len(stage.scales),
+                f"stage '{stage.name}': scales must be some of {', '.join(map(str, STRIDES))}",
+            ),
+        ]
+    for holds, message in demands:
+        if not holds:
+            raise TrainingError(message)
+    try:
+        architecture.convolutions()
+    except ValueError as error:
+        raise TrainingError(f"architecture: {error}") from None
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from bitseg.datasets import IGNORE
+from bitseg.errors import BitsegError
 
 
 @dataclass(frozen=True)
@@ -71,55 +72,115 @@ class Augmentation:
 
 
 class Batches(torch.utils.data.Dataset):
-    """Batch number -> images and labels; the same number always gives the same batch.
+    """Training batches by number; the same number always gives the same batch.
 
-    Every epoch is a new permutation of the samples, drawn from the seed; decoded photos stay in memory.
+    Every epoch is a new permutation of the samples. Photos are read anew each time: that costs about 4 ms, while
+    keeping them decoded would cost gigabytes in every worker.
+
+    Parameters
+    ----------
+    dataset : bitseg.datasets.Dataset
+    augmentation : Augmentation
+    mean : tuple of 3 int
+        Colour outside the photo.
+    batch_size : int
+        Samples a batch.
+    seed : int
+        Decides the order and the augmentation.
     """
 
     def __init__(self, dataset, augmentation, mean, batch_size, seed):
         self.dataset, self.augmentation, self.mean = dataset, augmentation, mean
         self.batch_size, self.seed = batch_size, seed
-        self._decoded = {}
 
     def __getitem__(self, number):
+        """Images, uint8 (batch, crop, crop, 3), and labels, int64 (batch, crop, crop)."""
         images, labels = zip(*(self._sample(number * self.batch_size + i) for i in range(self.batch_size)))
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int64))
 
     def _sample(self, position):
-        epoch, place = divmod(position, len(self.dataset.samples))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset.samples))
-        image, mask = self._load(order[place])
+        epoch, place = divmod(position, len(self.dataset))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        photo, labels = self.dataset.sample(order[place])
         generator = np.random.default_rng([self.seed, 1, position])
-        return self.augmentation(image, mask, self.mean, generator)
+        return self.augmentation(Image.fromarray(photo), Image.fromarray(labels), self.mean, generator)
 
-    def _load(self, index):
-        if index not in self._decoded:
-            image_path, mask_path = self.dataset.samples[index]
-            image = Image.open(image_path).convert("RGB")
-            mask = Image.fromarray(self.dataset.label_map[np.asarray(Image.open(mask_path))])
-            if image.size != mask.size:
-                raise ValueError(f"{mask_path}: {mask.size} pixels, but {image_path} has {image.size}")
-            self._decoded[index] = image, mask
-        return self._decoded[index]
+
+class _Carried(torch.utils.data.Dataset):
+    """Batches whose errors are values: DataLoader would wrap an exception of a worker in its traceback."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __getitem__(self, number):
+        try:
+            return self.batches[number]
+        except BitsegError as error:
+            return error
 
 
 def batch_stream(batches, numbers, workers):
-    """Iterate over the batches of the given numbers, made ahead in `workers` processes."""
-    return torch.utils.data.DataLoader(
-        batches, sampler=list(numbers), batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None
+    """Iterate over batches, made ahead of time.
+
+    Parameters
+    ----------
+    batches : Batches
+    numbers : iterable of int
+        Numbers of the batches, in order.
+    workers : int
+        Processes that make them; 0: this one does.
+
+    Yields
+    ------
+    (tensor, tensor)
+        See `Batches`.
+
+    Raises
+    ------
+    ImageError, DatasetError
+        A photo or mask cannot be used.
+    """
+    loader = torch.utils.data.DataLoader(
+        _Carried(batches), sampler=list(numbers), batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None
     )
+    for batch in loader:
+        if isinstance(batch, BitsegError):
+            raise batch
+        yield batch
+
+
+def class_weights(dataset):
+    """Weights that raise rare classes: ``1 / ln(1.4 + share of the class)``.
+
+    Parameters
+    ----------
+    dataset : bitseg.datasets.Dataset
+
+    Returns
+    -------
+    tensor of float32, shape (classes,)
+
+    Source: Wen et al. 2016, section 5.
+    """
+    counts = np.zeros(256, np.int64)
+    for index in range(len(dataset)):
+        counts += np.bincount(dataset.labels(index).ravel(), minlength=256)
+    counted = counts[: len(dataset.classes)]
+    return torch.tensor(1 / np.log(1.4 + counted / counted.sum()), dtype=torch.float32)
 
 
 def normalise(images, preprocessing):
-    """uint8 images (batch, height, width, 3) to network input (batch, 3, height, width), float32, channels last."""
+    """Bring images into the form the network takes: ``(image - mean) / scale``.
+
+    Parameters
+    ----------
+    images : tensor of uint8, shape (batch, height, width, 3), RGB
+    preprocessing : bitseg.architecture.Preprocessing
+
+    Returns
+    -------
+    tensor of float32, shape (batch, 3, height, width)
+        In channels-last memory order.
+    """
     x = (images.float() - torch.tensor(preprocessing.mean, dtype=torch.float32)) / preprocessing.scale
     return x.permute(0, 3, 1, 2)
-
-
-def pad_to_multiple(image, mean, multiple=32):
-    """Pad a uint8 image (height, width, 3) at the right and below with the mean colour."""
-    height, width = image.shape[:2]
-    padded = np.empty((-height % multiple + height, -width % multiple + width, 3), np.uint8)
-    padded[:] = mean
-    padded[:height, :width] = image
-    return padded

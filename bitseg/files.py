@@ -1,0 +1,68 @@
+"""Writing files whole or not at all."""
+
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def check_writable(path, error_class):
+    """Find out, before any work is done, whether a file can be written.
+
+    Parameters
+    ----------
+    path : path
+        File to be written.
+    error_class : type
+        Subclass of `errors.BitsegError` to raise.
+
+    Raises
+    ------
+    error_class
+        The folder is missing or write-protected, or something of this name cannot be replaced.
+    """
+    path = Path(path)
+    # os.path, because Path.is_dir raises where a parent folder may not be entered.
+    if not os.path.isdir(path.parent):
+        raise error_class(f"{path}: the folder {path.parent} does not exist; create it first")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise error_class(f"{path}: a folder or device has this name; choose another")
+    for target in (path.parent, path):
+        if os.path.exists(target) and not os.access(target, os.W_OK):
+            raise error_class(f"{path}: {target} is write-protected; choose another place or change its permissions")
+
+
+@contextmanager
+def write_safely(path, error_class):
+    """Open a file that takes its name only once it is complete; after an error nothing of it remains.
+
+    Parameters
+    ----------
+    path : path
+        File to be written; an existing one stays as it was until then.
+    error_class : type
+        Subclass of `errors.BitsegError` to raise.
+
+    Yields
+    ------
+    binary file
+        Open for writing.
+
+    Raises
+    ------
+    error_class
+        As in `check_writable`, or the operating system refuses to write, for example because the disk is full.
+    """
+    check_writable(path, error_class)
+    # Through a symbolic link, as plain writing would go. Not tempfile, whose files only their owner may read.
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".bitseg-{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        os.replace(temporary, target)
+    except OSError as error:
+        raise error_class(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,29 @@
+"""Files that appear whole or not at all."""
+
+import os
+
+import pytest
+
+from bitseg.errors import ImageError, ModelFileError
+from bitseg.files import check_writable, write_safely
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_interrupted_writing_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "result"
+    path.write_text("old")
+    with pytest.raises(error), write_safely(path, ImageError) as file:
+        file.write(b"new")
+        raise error
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["result"]
+
+
+@pytest.mark.parametrize("error_class", [ImageError, ModelFileError])
+def test_what_cannot_be_written_is_said_in_the_terms_of_the_caller(tmp_path, error_class):
+    (tmp_path / "folder").mkdir()
+    for name, mend in (("missing/result", "create it"), ("folder", "choose another")):
+        with pytest.raises(error_class, match=f"^{tmp_path / name}: .*{mend}"):
+            check_writable(tmp_path / name, error_class)
+        with pytest.raises(error_class), write_safely(tmp_path / name, error_class):
+            pytest.fail("opened for writing")
+    assert sorted(os.listdir(tmp_path)) == ["folder"]
