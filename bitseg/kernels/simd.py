@@ -34,7 +34,6 @@ class _VectorModel(models.PrimitiveModel):
 
 u64x8 = Vector("u64", ir.IntType(64), 8)
 i32x8 = Vector("i32", ir.IntType(32), 8)
-i16x32 = Vector("i16", ir.IntType(16), 32)
 i32x16 = Vector("i32", ir.IntType(32), 16)
 f32x16 = Vector("f32", ir.FloatType(), 16)
 u8x16 = Vector("u8", ir.IntType(8), 16)
@@ -72,7 +71,6 @@ def _load(vector):
 
 load_i32x16 = _load(i32x16)
 load_f32x16 = _load(f32x16)
-load_i16x32 = _load(i16x32)
 load_u8x16 = _load(u8x16)
 load_u8x64 = _load(u8x64)
 
@@ -277,37 +275,14 @@ def store_bits(typing_context, arrays, offset, codes):
 
 
 @intrinsic
-def multiply_add_pairs(typing_context, total, a, b):
-    """``total[l] + a[2 l] * b[2 l] + a[2 l + 1] * b[2 l + 1]``: int32 lanes from 16-bit pairs.
-
-    x86 has one instruction for it (pmaddwd), which LLVM finds in this form.
-    """
-
-    def code(context, builder, signature, values):
-        total, a, b = values
-        halves = []
-        for first in (0, 1):
-            mask = ir.Constant(ir.VectorType(_INT32, 16), list(range(first, 32, 2)))
-            undefined = ir.Constant(i16x32.llvm, ir.Undefined)
-            picked = [builder.sext(builder.shuffle_vector(v, undefined, mask), i32x16.llvm) for v in (a, b)]
-            halves.append(builder.mul(*picked, flags=["nsw"]))
-        return builder.add(total, builder.add(*halves))
-
-    return i32x16(total, a, b), code
-
-
-@intrinsic
-def broadcast_pair(typing_context, array, offset):
-    """Two consecutive int16 of an array, repeated over an i16x32 vector."""
+def load_broadcast_f32x16(typing_context, array, offset):
+    """One float32 of an array in all lanes."""
 
     def code(context, builder, signature, values):
         data = context.make_array(signature.args[0])(context, builder, values[0]).data
-        pointer = builder.bitcast(builder.gep(data, [values[1]]), _INT32.as_pointer())
-        pair = builder.load(pointer)
-        pair.align = 2
-        return builder.bitcast(_splat(builder, pair, i32x16), i16x32.llvm)
+        return _splat(builder, builder.load(builder.gep(data, [values[1]])), f32x16)
 
-    return i16x32(array, types.intp), code
+    return f32x16(array, types.intp), code
 
 
 @intrinsic

@@ -12,8 +12,7 @@ from .popcount import round_to_codes
 StemFilters = namedtuple("StemFilters", "weights multiplier offset kernel")
 """Weights of the first layer.
 
-weights : int16, shape (kernel, pairs, 64 * ceil(out / 64), 2), whole numbers -255 to 255.
-    The 3 * kernel taps of a row of the window in order, two by two; an odd one is paired with 0.
+weights : float32, shape (kernel, 3 * kernel, 64 * ceil(out / 64)), whole numbers -255 to 255.
 multiplier, offset : float32, shape (64 * ceil(out / 64),)
 kernel : int
 """
@@ -23,54 +22,43 @@ kernel : int
 def stem_rows(image, filters, largest, y0, y1, stream):
     """Rows y0 to y1 of a stride-2 convolution of an image, rounded to stream codes.
 
-    image : int16, shape (height, width * 3), border included and one element more than the last window needs.
+    image : float32, shape (height, width * 3), whole numbers 0 to 255, border included. Every product and partial sum
+    is a whole number below 2**24, so float32 is exact in any order, fused or not.
     stream : uint8, shape (height', width', 64 n).
     """
     _, width, channels = stream.shape
-    pairs = filters.weights.shape[1]
+    span = filters.weights.shape[1]
     last = width - 1
     for y in range(y0, y1):
-        for x in range(0, width, 4):
+        for x in range(0, width, 6):
             # At the right edge the last pixel is computed again instead of one outside.
-            p0, p1, p2, p3 = x, min(x + 1, last), min(x + 2, last), min(x + 3, last)
-            for o in range(0, channels, 32):
-                sum00 = simd.broadcast_i32x16(np.int32(0))
-                sum01, sum10, sum11, sum20, sum21, sum30, sum31 = sum00, sum00, sum00, sum00, sum00, sum00, sum00
+            p0, p1, p2 = x, min(x + 1, last), min(x + 2, last)
+            p3, p4, p5 = min(x + 3, last), min(x + 4, last), min(x + 5, last)
+            for o in range(0, channels, 16):
+                sum0 = simd.broadcast_f32x16(np.float32(0))
+                sum1, sum2, sum3, sum4, sum5 = sum0, sum0, sum0, sum0, sum0
                 for ky in range(filters.kernel):
                     row = (2 * y + ky) * image.shape[1]
-                    for k in range(pairs):
-                        w = ((ky * pairs + k) * channels + o) * 2
-                        weight0 = simd.load_i16x32(filters.weights, w)
-                        weight1 = simd.load_i16x32(filters.weights, w + 32)
-                        pixel = simd.broadcast_pair(image, row + 6 * p0 + 2 * k)
-                        sum00 = simd.multiply_add_pairs(sum00, pixel, weight0)
-                        sum01 = simd.multiply_add_pairs(sum01, pixel, weight1)
-                        pixel = simd.broadcast_pair(image, row + 6 * p1 + 2 * k)
-                        sum10 = simd.multiply_add_pairs(sum10, pixel, weight0)
-                        sum11 = simd.multiply_add_pairs(sum11, pixel, weight1)
-                        pixel = simd.broadcast_pair(image, row + 6 * p2 + 2 * k)
-                        sum20 = simd.multiply_add_pairs(sum20, pixel, weight0)
-                        sum21 = simd.multiply_add_pairs(sum21, pixel, weight1)
-                        pixel = simd.broadcast_pair(image, row + 6 * p3 + 2 * k)
-                        sum30 = simd.multiply_add_pairs(sum30, pixel, weight0)
-                        sum31 = simd.multiply_add_pairs(sum31, pixel, weight1)
-                row = y * width
-                _finish(sum00, sum01, filters, o, largest, stream, (row + p0) * channels + o)
-                _finish(sum10, sum11, filters, o, largest, stream, (row + p1) * channels + o)
-                _finish(sum20, sum21, filters, o, largest, stream, (row + p2) * channels + o)
-                _finish(sum30, sum31, filters, o, largest, stream, (row + p3) * channels + o)
-
-
-@kernel
-def _finish(sum0, sum1, filters, channel, largest, stream, position):
-    """Scale and round the sums of 32 channels of a pixel."""
-    simd.store(stream, position, _round_sum(sum0, filters, channel, largest))
-    simd.store(stream, position + 16, _round_sum(sum1, filters, channel + 16, largest))
+                    for k in range(row, row + span):
+                        weight = simd.load_f32x16(filters.weights, (ky * span + k - row) * channels + o)
+                        sum0 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p0), weight, sum0)
+                        sum1 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p1), weight, sum1)
+                        sum2 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p2), weight, sum2)
+                        sum3 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p3), weight, sum3)
+                        sum4 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p4), weight, sum4)
+                        sum5 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p5), weight, sum5)
+                result = y * width * channels + o
+                simd.store(stream, result + p0 * channels, _round_sum(sum0, filters, o, largest))
+                simd.store(stream, result + p1 * channels, _round_sum(sum1, filters, o, largest))
+                simd.store(stream, result + p2 * channels, _round_sum(sum2, filters, o, largest))
+                simd.store(stream, result + p3 * channels, _round_sum(sum3, filters, o, largest))
+                simd.store(stream, result + p4 * channels, _round_sum(sum4, filters, o, largest))
+                simd.store(stream, result + p5 * channels, _round_sum(sum5, filters, o, largest))
 
 
 @kernel
 def _round_sum(total, filters, channel, largest):
-    value = simd.multiply_float(simd.i32x16_to_f32x16(total), simd.load_f32x16(filters.multiplier, channel))
+    value = simd.multiply_float(total, simd.load_f32x16(filters.multiplier, channel))
     return round_to_codes(simd.add_float(value, simd.load_f32x16(filters.offset, channel)), largest)
 
 

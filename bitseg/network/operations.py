@@ -154,12 +154,12 @@ class Operations:
         """Lay out the first layer, which reads the 8-bit image; arguments and result as for `prepare`."""
         kernel, channels = convolution.kernel, convolution.out_channels
         multiplier, offset = _padded_channels(weights.multiplier), _padded_channels(weights.offset)
-        pairs = (3 * kernel + 1) // 2
-        taps = np.zeros((kernel, 2 * pairs, len(multiplier)), np.int16)
-        signed = 2 * weights.codes.astype(np.int16) - (2**convolution.weight_bits - 1)
-        taps[:, : 3 * kernel, :channels] = signed.reshape(channels, kernel, 3 * kernel).transpose(1, 2, 0)
-        ordered = np.ascontiguousarray(taps.reshape(kernel, pairs, 2, -1).transpose(0, 1, 3, 2))
-        filters = stem.StemFilters(ordered, multiplier, offset, kernel)
+        if 3 * kernel**2 * 255 * (2**convolution.weight_bits - 1) >= 2**24:
+            raise ValueError(f"sums of a {kernel}x{kernel} stem are not exact in float32: use a smaller kernel")
+        taps = np.zeros((kernel, 3 * kernel, len(multiplier)), np.float32)
+        signed = 2.0 * weights.codes - (2**convolution.weight_bits - 1)
+        taps[:, :, :channels] = signed.reshape(channels, kernel, 3 * kernel).transpose(1, 2, 0)
+        filters = stem.StemFilters(taps, multiplier, offset, kernel)
         return Layer(convolution, filters)
 
     def prepare_rounding(self, stream_bits, activation_bits, scales):
@@ -173,10 +173,9 @@ class Operations:
         convolution = layer.convolution
         padding = convolution.padding
         height, width = image.shape[0] // 2, image.shape[1] // 2
-        # One column more than the padding: the kernel reads the taps of a row two by two.
-        bordered = np.empty((image.shape[0] + 2 * padding, image.shape[1] + 2 * padding + 1, 3), np.int16)
+        bordered = np.empty((image.shape[0] + 2 * padding, image.shape[1] + 2 * padding, 3), np.float32)
         bordered[:] = mean
-        bordered[padding : padding + len(image), padding : padding + image.shape[1]] = image
+        bordered[padding:-padding, padding:-padding] = image
         bordered = bordered.reshape(len(bordered), -1)
         channels = len(layer.filters.multiplier)
         codes = np.empty((height, width, channels), np.uint8)

@@ -1,10 +1,8 @@
 """Checkpoints: everything a run needs to go on, or another program to use its network."""
 
-import os
-
 import torch
 
-from bitseg.architecture import Architecture
+from bitseg.files import write_safely
 
 from .config import config_from_dict
 from .errors import TrainingError
@@ -21,21 +19,30 @@ def save_checkpoint(path, config, network, **progress):
     network : BitFCN
     progress :
         Further entries: plain data and state dictionaries.
+
+    Raises
+    ------
+    TrainingError
+        The file cannot be written.
     """
     state = {
         "config": config.as_dict(),
         "network": network.state_dict(),
-        "weight_bits": network.weight_bits,
-        "activation_bits": network.activation_bits,
+        "weight_bits": network.architecture.weight_bits,
+        "activation_bits": network.architecture.activation_bits,
         **progress,
     }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with write_safely(path, TrainingError) as file:
+        torch.save(state, file)
 
 
 def read_checkpoint(path):
-    """Read a checkpoint: a dict with at least ``config``, ``network``, ``weight_bits`` and ``activation_bits``.
+    """Read a checkpoint.
+
+    Returns
+    -------
+    dict
+        At least ``config``, ``network``, ``weight_bits`` and ``activation_bits``.
 
     Raises
     ------
@@ -43,12 +50,12 @@ def read_checkpoint(path):
         There is no such file, or it is no checkpoint.
     """
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch.load raises many types on foreign files
         raise TrainingError(f"{path}: not a checkpoint of this training code ({type(error).__name__})") from None
-    if not isinstance(saved, dict) or "network" not in saved:
+    if not isinstance(saved, dict) or not {"config", "network", "weight_bits", "activation_bits"} <= set(saved):
         raise TrainingError(f"{path}: not a checkpoint of this training code")
     return saved
 
@@ -63,12 +70,16 @@ def load_network(path):
     config : Config
     saved : dict
         The whole checkpoint.
+
+    Raises
+    ------
+    TrainingError
+        There is no such file, or it is no checkpoint.
     """
     saved = read_checkpoint(path)
     config = config_from_dict(saved["config"])
-    bits = {"weight_bits": saved["weight_bits"], "activation_bits": saved["activation_bits"]}
-    network = BitFCN(Architecture(**{**vars(config.architecture), **bits}))
+    network = BitFCN(config.architecture)
     network.load_state_dict(saved["network"])
-    network.set_bits(**bits)
+    network.set_bits(saved["weight_bits"], saved["activation_bits"])
     network.eval()
     return network, config, saved

@@ -1,8 +1,59 @@
-"""Starting weights: a pretrained ResNet with BatchNorm folded away, put behind BatchNorm again."""
+"""Where a network's weights come from at the start: a pretrained ResNet, a checkpoint, or a converted model file."""
+
+import zipfile
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+
+from bitseg.model_file import read_model
+
+from .checkpoint import load_network
+from .errors import TrainingError
+from .folding import unfold_network
+from .network import BitConv
+
+
+@torch.no_grad()
+def load_start(network, path, preprocessing, images):
+    """Take all weights from a checkpoint or a converted model file, with their bits and scales.
+
+    Parameters
+    ----------
+    network : BitFCN
+        Becomes, at the bits of `path`, the network that it holds.
+    path : path
+        Checkpoint, or model file whose name ends in ``.h5``.
+    preprocessing : Preprocessing
+        Of the run; mean and scale must be those of `path`.
+    images : float tensor, shape (batch, 3, height, width)
+        Network input that gives BatchNorm its statistics back, which a model file lacks.
+
+    Raises
+    ------
+    ModelFileError, TrainingError
+        The file cannot be used, or its network is another one.
+    """
+    is_model = Path(path).suffix == ".h5"
+    if is_model:
+        model = read_model(path)
+        start, start_preprocessing = unfold_network(model), model.preprocessing
+    else:
+        start, config, _ = load_network(path)
+        start_preprocessing = config.preprocessing
+    bits = start.architecture.weight_bits, start.architecture.activation_bits
+    found = {**vars(start.architecture), **vars(start_preprocessing)}
+    wanted = {**vars(network.architecture), **vars(preprocessing)}
+    for entry in sorted(set(wanted) - {"weight_bits", "activation_bits", "working_size"}):
+        if found[entry] != wanted[entry]:
+            raise TrainingError(f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}")
+    network.load_state_dict(start.state_dict())
+    network.set_bits(*bits)
+    if is_model:
+        estimate_statistics(network, images)
 
 
 @torch.no_grad()
@@ -18,50 +69,97 @@ def load_pretrained_encoder(network, path, images, input_scale):
     network : BitFCN
         At 32 bits.
     path : path
-        ``.npz`` with torchvision's names (``layer1.0.conv1.weight``, ``.bias``), BGR input in 0 to 255.
-    images : tensor (batch, 3, height, width)
-        Normalised network input.
+        ``.npz`` with torchvision's names (``layer1.0.conv1.weight``, ``.bias``), BGR input in 0 to 255, the
+        projections named ``downsample``.
+    images : float tensor, shape (batch, 3, height, width)
+        From `data.normalise`.
     input_scale : float
         What the input was divided by.
-    """
-    arrays = {name: torch.from_numpy(value.astype(np.float32)) for name, value in np.load(path).items()}
-    # The file's input is BGR minus the mean; the network's is RGB minus the mean, divided by the scale.
-    arrays["conv1.weight"] = arrays["conv1.weight"].flip(1)
 
+    Raises
+    ------
+    TrainingError
+        The file is missing, or holds another network.
+    """
     encoder = network.encoder
     layers = {"conv1": encoder.stem}
-    for stage in range(1, 5):
-        for index, block in enumerate(getattr(encoder, f"stage{stage}")):
-            for name in ("conv1", "conv2", "conv3", "downsample"):
-                if getattr(block, name) is not None:
-                    layers[f"layer{stage}.{index}.{name}"] = getattr(block, name)
-
-    def put_norm_back(norm, inputs):
-        x = inputs[0]
-        variance, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-        norm.weight.copy_((variance + norm.eps).sqrt())
-        norm.bias.copy_(folded_bias[norm] + mean)
-
-    folded_bias = {}
-    hooks = []
+    for number, stage in enumerate(encoder.stages, 1):
+        for index, block in enumerate(stage):
+            layers |= {
+                f"layer{number}.{index}.{name}": layer
+                for name, layer in block.named_children()
+                if isinstance(layer, BitConv)
+            }
+    weights = _read_folded_resnet(path, layers)
+    # The file's input is BGR minus the mean; the network's is RGB minus the mean, divided by the scale.
+    weights["conv1.weight"] = weights["conv1.weight"].flip(1) * input_scale
     for name, layer in layers.items():
-        layer.conv.weight.copy_(arrays[f"{name}.weight"])
-        if name == "conv1":
-            layer.conv.weight.mul_(input_scale)
-        folded_bias[layer.norm] = arrays[f"{name}.bias"]
-        hooks.append(layer.norm.register_forward_pre_hook(put_norm_back))
-    training = network.training
-    network.eval()
-    encoder(images)
-    network.train(training)
-    for hook in hooks:
-        hook.remove()
+        layer.conv.weight.copy_(weights[f"{name}.weight"])
+        layer.norm.running_var.fill_(1 - layer.norm.eps)
+        layer.norm.bias.copy_(weights[f"{name}.bias"])
+    estimate_statistics(encoder, images)
     _equalise(encoder)
 
 
 @torch.no_grad()
+def estimate_statistics(module, images):
+    """Set the statistics of every BatchNorm from one batch; the affine part changes so that the function does not.
+
+    Parameters
+    ----------
+    module : BitFCN or Encoder
+    images : float tensor, shape (batch, 3, height, width)
+        Input of the module.
+    """
+
+    def put_statistics(norm, inputs):
+        variance, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
+        with _affine_compensates(norm):
+            norm.running_var.copy_(variance)
+        # gain * (x - old mean) + bias = gain * (x - mean) + gain * (mean - old mean) + bias
+        gain = norm.weight / (variance + norm.eps).sqrt()
+        norm.bias.add_(gain * (mean - norm.running_mean))
+        norm.running_mean.copy_(mean)
+
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(put_statistics) for norm in norms]
+    was_training = module.training
+    module.eval()
+    module(images)
+    module.train(was_training)
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def _affine_compensates(norm):
+    """Keep the gain of a BatchNorm while its variance changes."""
+    before = (norm.running_var + norm.eps).sqrt()
+    yield
+    norm.weight.mul_((norm.running_var + norm.eps).sqrt() / before)
+
+
+def _read_folded_resnet(path, layers):
+    """Weights and biases of the given layers: a dict of float32 tensors, names and shapes checked."""
+    try:
+        with np.load(path) as file:
+            arrays = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file.files}
+    except FileNotFoundError:
+        raise TrainingError(f"{path}: no such file of pretrained weights") from None
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise TrainingError(f"{path}: not an .npz file of pretrained weights ({error})") from None
+    for name, layer in layers.items():
+        shapes = {f"{name}.weight": layer.conv.weight.shape, f"{name}.bias": layer.norm.bias.shape}
+        for entry, shape in shapes.items():
+            if entry not in arrays or arrays[entry].shape != shape:
+                found = tuple(arrays[entry].shape) if entry in arrays else "missing"
+                raise TrainingError(
+                    f"{path}: {entry} is {found}, but the configured encoder needs {tuple(shape)}; "
+                    "change encoder, stem_channels and stage_channels"
+                )
+    return arrays
+
+
 def _equalise(encoder):
     """Bring filters and feature maps to about unit scale; the function stays the same."""
 
@@ -69,39 +167,41 @@ def _equalise(encoder):
         norm.weight.mul_(factor)
         norm.bias.mul_(factor)
 
+    def scale_input(norm, factor):
+        # What BatchNorm sees grows by the factor: its statistics follow, and the affine part makes up for epsilon.
+        with _affine_compensates(norm):
+            norm.running_mean.mul_(factor)
+            norm.running_var.mul_(factor**2)
+        norm.weight.div_(factor)
+
     def scale_filters(layer):
         filters = layer.conv.weight.flatten(1)
         gain = (2.0 / filters[0].numel()) ** 0.5 / filters.std(1).clamp(min=1e-12)
         gain[filters.abs().amax(1) == 0] = 1
         layer.conv.weight.mul_(gain.view(-1, 1, 1, 1))
-        layer.norm.running_mean.mul_(gain)
-        layer.norm.running_var.mul_(gain.square())
-
-    def scale_input(layer, factor):
-        # The input shrinks by the factor and BatchNorm sees it: its statistics follow.
-        layer.norm.running_mean.mul_(factor)
-        layer.norm.running_var.mul_(factor**2)
+        scale_input(layer.norm, gain)
 
     def unit(norm):
         return float(1 / norm.weight.square().mean().sqrt())
 
     incoming = unit(encoder.stem.norm)
     scale_output(encoder.stem.norm, incoming)
-    for stage in (encoder.stage1, encoder.stage2, encoder.stage3, encoder.stage4):
-        outgoing = unit(stage[0].downsample.norm)
-        for index, block in enumerate(stage):
-            entering = incoming if index == 0 else outgoing
-            inner = [unit(block.conv1.norm), unit(block.conv2.norm)]
-            scale_input(block.conv1, entering)
-            scale_output(block.conv1.norm, inner[0])
-            scale_input(block.conv2, inner[0])
-            scale_output(block.conv2.norm, inner[1])
-            scale_input(block.conv3, inner[1])
-            scale_output(block.conv3.norm, outgoing)
+    for stage in encoder.stages:
+        projection = stage[0].downsample
+        outgoing = incoming if projection is None else unit(projection.norm)
+        for block in stage:
+            *inner, last = block.convolutions
+            factor = incoming
+            for layer in inner:
+                scale_input(layer.norm, factor)
+                factor = unit(layer.norm)
+                scale_output(layer.norm, factor)
+            scale_input(last.norm, factor)
+            scale_output(last.norm, outgoing)
             if block.downsample is not None:
-                scale_input(block.downsample, entering)
+                scale_input(block.downsample.norm, incoming)
                 scale_output(block.downsample.norm, outgoing)
-        incoming = outgoing
-    for module in encoder.modules():
-        if hasattr(module, "weight_quantizer") and isinstance(module.norm, nn.BatchNorm2d):
-            scale_filters(module)
+            incoming = outgoing
+    for layer in encoder.modules():
+        if isinstance(layer, BitConv):
+            scale_filters(layer)

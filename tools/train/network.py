@@ -1,32 +1,39 @@
 """The bit fully convolutional network: ResNet encoder, Laplacian refinement decoder (PyTorch).
 
-Names of modules are the layer names of the converted model file. `bitseg/network/reference.py` states what the
-same network computes once its quantisers and BatchNorm are folded into integers.
+Shapes and names come from `bitseg.architecture`; a module is named as its layer in the converted model file.
+`bitseg/network/reference.py` states what the same network computes once its quantisers and BatchNorm are folded into
+integers.
 """
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitseg.architecture import ENCODERS, Architecture
+from bitseg.architecture import STRIDES
+from bitseg.network.graph import GATE_RADIUS
 
 from .quantizers import FLOAT_BITS, ActivationQuantizer, WeightQuantizer
 
-FIXED_BITS = 8
-"""Weights of the first layer and of the classifiers have 8 bits whenever the network is quantised."""
-
-GATE_WINDOW = 9
-
 
 class BitConv(nn.Module):
-    """Convolution with quantised weights, followed by BatchNorm unless it carries a bias."""
+    """Convolution with quantised weights, followed by BatchNorm, or by a bias alone.
 
-    def __init__(self, in_channels, out_channels, kernel=1, stride=1, bias=False, fixed=False):
+    Parameters
+    ----------
+    convolution : bitseg.architecture.Convolution
+        Shape; the bits are set by `BitFCN.set_bits`.
+    bias : bool
+        A bias instead of BatchNorm.
+    """
+
+    def __init__(self, convolution, bias=False):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias)
-        self.weight_quantizer = WeightQuantizer(out_channels)
-        self.norm = nn.Identity() if bias else nn.BatchNorm2d(out_channels)
-        self.fixed = fixed
+        shape = convolution.in_channels, convolution.out_channels, convolution.kernel, convolution.stride
+        self.conv = nn.Conv2d(*shape, convolution.padding, bias=bias)
+        self.weight_quantizer = WeightQuantizer(convolution.out_channels)
+        self.norm = nn.Identity() if bias else nn.BatchNorm2d(convolution.out_channels)
 
     def forward(self, x):
         weight = self.weight_quantizer(self.conv.weight)
@@ -44,48 +51,46 @@ class Stream(nn.Module):
         self.stream_quantizer = ActivationQuantizer()
         self.activation_quantizer = ActivationQuantizer()
 
+    @property
+    def rounds_once(self):
+        """Whether the stream has the convolutions' bits and is read as it is."""
+        return self.stream_quantizer.bits == self.activation_quantizer.bits
+
     def forward(self, x):
         stream = self.stream_quantizer(x)
-        if self.stream_quantizer.bits == self.activation_quantizer.bits:
-            return stream, stream
-        return stream, self.activation_quantizer(stream)
+        return stream, stream if self.rounds_once else self.activation_quantizer(stream)
 
 
-class Bottleneck(nn.Module):
-    """ResNet-50 block: 1x1, 3x3, 1x1 convolutions; stride 2 is on the first."""
+class ResidualBlock(nn.Module):
+    """Residual block of two 3x3 convolutions, or of 1x1, 3x3 and 1x1; stride 2 is on the first.
 
-    def __init__(self, in_channels, planes, out_channels, stride):
+    Parameters
+    ----------
+    block : bitseg.architecture.Block
+    convolutions : dict of str to bitseg.architecture.Convolution
+    """
+
+    def __init__(self, block, convolutions):
         super().__init__()
-        self.conv1 = BitConv(in_channels, planes, 1, stride)
-        self.activation1 = ActivationQuantizer()
-        self.conv2 = BitConv(planes, planes, 3)
-        self.activation2 = ActivationQuantizer()
-        self.conv3 = BitConv(planes, out_channels, 1)
-        self.downsample = BitConv(in_channels, out_channels, 1, stride) if in_channels != out_channels else None
+        self.inner = range(1, len(block.convolutions))
+        for index in self.inner:
+            self.add_module(f"conv{index}", BitConv(convolutions[block.convolutions[index - 1]]))
+            self.add_module(f"activation{index}", ActivationQuantizer())
+        self.add_module(f"conv{len(block.convolutions)}", BitConv(convolutions[block.convolutions[-1]]))
+        self.downsample = BitConv(convolutions[block.projection]) if block.projection else None
         self.output = Stream()
 
-    def forward(self, stream, activation):
-        y = self.activation1(self.conv1(activation))
-        y = self.activation2(self.conv2(y))
-        y = self.conv3(y)
-        return self.output(y + (stream if self.downsample is None else self.downsample(activation)))
-
-
-class BasicBlock(nn.Module):
-    """ResNet-18 and 34 block: two 3x3 convolutions; also the residual block of a decoder branch."""
-
-    def __init__(self, in_channels, out_channels, stride=1):
-        super().__init__()
-        self.conv1 = BitConv(in_channels, out_channels, 3, stride)
-        self.activation1 = ActivationQuantizer()
-        self.conv2 = BitConv(out_channels, out_channels, 3)
-        needs_projection = stride != 1 or in_channels != out_channels
-        self.downsample = BitConv(in_channels, out_channels, 1, stride) if needs_projection else None
-        self.output = Stream()
+    @property
+    def convolutions(self):
+        """The convolutions in order, without the projection."""
+        return [getattr(self, f"conv{index}") for index in (*self.inner, len(self.inner) + 1)]
 
     def forward(self, stream, activation):
-        y = self.conv2(self.activation1(self.conv1(activation)))
-        return self.output(y + (stream if self.downsample is None else self.downsample(activation)))
+        *inner, last = self.convolutions
+        y = activation
+        for index, convolution in zip(self.inner, inner):
+            y = getattr(self, f"activation{index}")(convolution(y))
+        return self.output(last(y) + (stream if self.downsample is None else self.downsample(activation)))
 
 
 class Encoder(nn.Module):
@@ -93,26 +98,22 @@ class Encoder(nn.Module):
 
     def __init__(self, architecture):
         super().__init__()
-        kind, blocks = ENCODERS[architecture.encoder]
-        self.stem = BitConv(3, architecture.stem_channels, 7, 2, fixed=True)
+        convolutions = architecture.convolutions()
+        self.stem = BitConv(convolutions["encoder.stem"])
         self.stem_output = Stream()
-        in_channels = architecture.stem_channels
-        for stage, (count, channels) in enumerate(zip(blocks, architecture.stage_channels)):
-            layers = []
-            for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                if kind == "bottleneck":
-                    layers.append(Bottleneck(in_channels, channels // 4, channels, stride))
-                else:
-                    layers.append(BasicBlock(in_channels, channels, stride))
-                in_channels = channels
-            setattr(self, f"stage{stage + 1}", nn.ModuleList(layers))
+        for number, blocks in enumerate(architecture.stages(), 1):
+            self.add_module(f"stage{number}", nn.ModuleList(ResidualBlock(block, convolutions) for block in blocks))
+
+    @property
+    def stages(self):
+        """The four stages, fine to coarse: lists of `ResidualBlock`."""
+        return [self.stage1, self.stage2, self.stage3, self.stage4]
 
     def forward(self, image):
         x = F.max_pool2d(F.pad(self.stem(image).relu(), (0, 1, 0, 1)), 3, 2)
         stream, activation = self.stem_output(x)
         features = []
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
+        for stage in self.stages:
             for block in stage:
                 stream, activation = block(stream, activation)
             features.append(activation)
@@ -122,16 +123,17 @@ class Encoder(nn.Module):
 class Branch(nn.Module):
     """Decoder branch of one scale: 1x1 reduction, residual block, 8-bit 1x1 classifier."""
 
-    def __init__(self, in_channels, channels, classes):
+    def __init__(self, architecture, stride):
         super().__init__()
-        self.reduce = BitConv(in_channels, channels)
+        convolutions = architecture.convolutions()
+        self.reduce = BitConv(convolutions[f"branch{stride}.reduce"])
         self.reduce_output = Stream()
-        self.block = BasicBlock(channels, channels)
-        self.classifier = BitConv(channels, classes, bias=True, fixed=True)
+        self.block = ResidualBlock(architecture.branch_block(stride), convolutions)
+        self.classifier = BitConv(convolutions[f"branch{stride}.classifier"], bias=True)
 
     def forward(self, activation):
-        stream, activation = self.block(*self.reduce_output(self.reduce(activation)))
-        return self.classifier(stream)
+        _, activation = self.block(*self.reduce_output(self.reduce(activation)))
+        return self.classifier(activation)
 
 
 def upsample2x(scores):
@@ -142,37 +144,50 @@ def upsample2x(scores):
 def boundary_gate(scores):
     """Dilation minus erosion of the class probabilities in a 9x9 window: near 1 at class boundaries, 0 inside."""
     probabilities = scores.softmax(1)
-    padding = GATE_WINDOW // 2
-    return F.max_pool2d(probabilities, GATE_WINDOW, 1, padding) + F.max_pool2d(-probabilities, GATE_WINDOW, 1, padding)
+    window = 2 * GATE_RADIUS + 1
+    return F.max_pool2d(probabilities, window, 1, GATE_RADIUS) + F.max_pool2d(-probabilities, window, 1, GATE_RADIUS)
 
 
 class BitFCN(nn.Module):
     """The whole network: image in, class scores at strides 32, 16, 8 and 4 out.
 
-    Input: float tensor (batch, 3, height, width), RGB minus the mean colour, divided by the scale of
-    `bitseg.architecture.Preprocessing`; height and width multiples of 32.
+    It begins in floating point; its `architecture` always names the bits it computes with.
+
+    Parameters
+    ----------
+    architecture : bitseg.architecture.Architecture
+        Its weight and activation bits do not matter.
     """
 
-    def __init__(self, architecture: Architecture):
+    def __init__(self, architecture):
         super().__init__()
         self.architecture = architecture
         self.encoder = Encoder(architecture)
-        classes = len(architecture.classes)
-        for stride, in_channels, channels in zip(
-            (4, 8, 16, 32), architecture.stage_channels, architecture.branch_channels
-        ):
-            setattr(self, f"branch{stride}", Branch(in_channels, channels, classes))
+        for stride in STRIDES:
+            self.add_module(f"branch{stride}", Branch(architecture, stride))
         self.set_bits(FLOAT_BITS, FLOAT_BITS)
 
     def forward(self, image, scales=(32, 16, 8, 4)):
-        """Scores of the given scales: a dict of float32 tensors (batch, classes, height / scale, width / scale)."""
-        features = dict(zip((4, 8, 16, 32), self.encoder(image)))
+        """Scores of the given scales.
+
+        Parameters
+        ----------
+        image : float tensor, shape (batch, 3, height, width)
+            From `data.normalise`; height and width are multiples of 32.
+        scales : sequence of int
+            Strides whose scores are wanted; finer branches are not computed.
+
+        Returns
+        -------
+        dict of int to tensor of float32, shape (batch, classes, height / stride, width / stride)
+        """
+        features = dict(zip(STRIDES, self.encoder(image)))
         results = {}
         scores = None
-        for stride in (32, 16, 8, 4):
+        for stride in reversed(STRIDES):
             if stride < min(scales):
                 break
-            branch = getattr(self, f"branch{stride}")(features[stride]).float()
+            branch = self.get_submodule(f"branch{stride}")(features[stride]).float()
             if scores is None:
                 scores = branch
             else:
@@ -185,36 +200,44 @@ class BitFCN(nn.Module):
         return results
 
     def set_bits(self, weight_bits, activation_bits):
-        """Set the bit widths of all layers; the stem, classifiers and 8-bit streams keep 8 while quantised."""
-        self.weight_bits, self.activation_bits = weight_bits, activation_bits
-        quantised = activation_bits != FLOAT_BITS
-        stream_bits = FLOAT_BITS
-        if quantised:
-            stream_bits = self.architecture.stream_bits or activation_bits
+        """Set the bit widths of all layers; the stem, classifiers and 8-bit streams keep 8 while quantised.
+
+        Parameters
+        ----------
+        weight_bits, activation_bits : int
+            1 to 8, or 32 for floating point.
+        """
+        self.architecture = replace(self.architecture, weight_bits=weight_bits, activation_bits=activation_bits)
+        quantised_feature_maps = activation_bits != FLOAT_BITS
         for module in self.modules():
-            if isinstance(module, BitConv):
-                fixed = module.fixed and weight_bits != FLOAT_BITS
-                module.weight_quantizer.bits = FIXED_BITS if fixed else weight_bits
-            elif isinstance(module, Stream):
-                module.stream_quantizer.bits = stream_bits
-                module.activation_quantizer.bits = activation_bits
-            elif isinstance(module, (Bottleneck, BasicBlock)):
-                module.activation1.bits = activation_bits
-                if isinstance(module, Bottleneck):
-                    module.activation2.bits = activation_bits
+            if isinstance(module, ActivationQuantizer):
+                module.bits = activation_bits
+        for name, bits in self.architecture.stream_outputs().items():
+            stream = self.get_submodule(name)
+            stream.stream_quantizer.bits = self.architecture.residual_bits if quantised_feature_maps else FLOAT_BITS
+            stream.activation_quantizer.bits = bits if quantised_feature_maps else FLOAT_BITS
+        for name, convolution in self.architecture.convolutions().items():
+            bits = convolution.weight_bits if weight_bits != FLOAT_BITS else FLOAT_BITS
+            self.get_submodule(name).weight_quantizer.bits = bits
 
     @torch.no_grad()
     def calibrate(self, images):
-        """Set every quantiser's scale from the weights and one batch of images; BatchNorm keeps its statistics."""
+        """Set every quantiser's scale from the weights and one batch of images; BatchNorm keeps its statistics.
+
+        Parameters
+        ----------
+        images : float tensor, shape (batch, 3, height, width)
+            From `data.normalise`.
+        """
         for module in self.modules():
             if isinstance(module, BitConv) and module.weight_quantizer.bits != FLOAT_BITS:
                 module.weight_quantizer.calibrate(module.conv.weight)
         quantizers = [module for module in self.modules() if isinstance(module, ActivationQuantizer)]
-        for quantizer in quantizers:
-            quantizer.calibrating = True
-        was_training = self.training
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
+        was_training = self.training
+        for quantizer in quantizers:
+            quantizer.calibrating = True
         for norm in norms:
             norm.momentum = 0.0
         self.train()
