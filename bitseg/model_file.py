@@ -28,8 +28,8 @@ HEADER_BYTES = 512
 LARGEST_PAYLOAD = 1 << 28
 """Bytes; seven times the paper's full network at 8 bits. A model takes up to 8 times its file in memory."""
 
-LARGEST_TEXT = 1 << 20
-"""Characters of an attribute."""
+LARGEST_TEXT = 60_000
+"""Bytes of an attribute; HDF5 keeps up to 64 KiB of them in one piece."""
 
 FACTOR = np.dtype("<f4")
 """Type of all scales in the file."""
@@ -216,13 +216,15 @@ def _payload(model):
     memory = io.BytesIO()
     # v108: files that HDF5 1.8 and newer can read, and a third smaller than those of older formats.
     with h5py.File(memory, "w", libver=("v108", "v108")) as file:
-        file.attrs["name"] = model.name
-        for name, value in (
-            ("architecture", asdict(model.architecture)),
-            ("preprocessing", asdict(model.preprocessing)),
-            ("training", model.training),
+        for name, text in (
+            ("name", model.name),
+            ("architecture", json.dumps(asdict(model.architecture))),
+            ("preprocessing", json.dumps(asdict(model.preprocessing), allow_nan=False)),
+            ("training", json.dumps(model.training, allow_nan=False)),
         ):
-            file.attrs[name] = json.dumps(value, allow_nan=False)
+            encoded = text.encode()
+            # Of fixed length: libhdf5 2.0 loops forever on some damaged heaps of variable-length strings.
+            file.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", len(encoded)))
         file["palette"] = model.palette
         for name, convolution in model.architecture.convolutions().items():
             layer = model.layers[name]
@@ -285,14 +287,12 @@ def _child(group, name, kind):
 
 
 def _text(file, name):
-    """An attribute that is one variable-length UTF-8 string."""
+    """An attribute that is one UTF-8 string of fixed length."""
     attribute = file.attrs.get_id(name)
-    if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) != ("utf-8", None):
-        raise ValueError(f"{name} is not one UTF-8 string")
-    text = file.attrs[name]
-    if len(text) > LARGEST_TEXT:
-        raise ValueError(f"{name} is longer than {LARGEST_TEXT} characters")
-    return text
+    string = h5py.check_string_dtype(attribute.dtype)
+    if attribute.shape != () or string is None or string.length is None or string.length > LARGEST_TEXT:
+        raise ValueError(f"{name} is not one string of fixed length, up to {LARGEST_TEXT} bytes")
+    return file.attrs[name].decode()
 
 
 def _object(text, name):

@@ -2,8 +2,6 @@
 
 from collections import namedtuple
 
-import numpy as np
-
 from . import simd
 from .jit import kernel
 
@@ -30,17 +28,3 @@ def pack_pixels(codes, planes, y, x0, x1):
             vector = simd.load_u8x64(codes, ((x - x0) * words + w) * 64)
             total += simd.store_bits(planes.words, pixel * words + w, vector)
         planes.sums[y + planes.margin, x + planes.margin] = total
-
-
-@kernel
-def rescale(codes, first, count, multiplier, largest, result):
-    """``rint(clip(code * multiplier, 0, largest))`` of `count` codes, read from element `first` on.
-
-    codes, result : uint8; `count` is a multiple of 16.
-    """
-    scale = simd.broadcast_f32x16(multiplier)
-    low, high = simd.broadcast_f32x16(np.float32(0)), simd.broadcast_f32x16(largest)
-    for i in range(0, count, 16):
-        value = simd.i32x16_to_f32x16(simd.u8x16_to_i32x16(simd.load_u8x16(codes, first + i)))
-        value = simd.clip(simd.multiply_float(value, scale), low, high)
-        simd.store(result, i, simd.i32x16_to_u8x16(simd.f32x16_to_i32x16(simd.rint(value))))

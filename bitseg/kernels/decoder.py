@@ -63,65 +63,93 @@ def upsample2x_rows(coarse, y0, y1, fine):
 def softmax_rows(scores, y0, y1, probabilities):
     """Rows y0 to y1 of the softmax over classes, float32 (classes, height, width); sums run in class order."""
     classes, _, width = scores.shape
+    largest, total = np.empty(width, np.float32), np.empty(width, np.float32)
     for y in range(y0, y1):
-        for x in range(width):
-            largest = scores[0, y, x]
-            for c in range(1, classes):
-                largest = max(largest, scores[c, y, x])
-            total = np.float32(0)
-            for c in range(classes):
-                value = _exp(scores[c, y, x] - largest)
+        largest[:] = scores[0, y]
+        for c in range(1, classes):
+            for x in range(width):
+                largest[x] = max(largest[x], scores[c, y, x])
+        total[:] = np.float32(0)
+        for c in range(classes):
+            for x in range(width):
+                value = _exp(scores[c, y, x] - largest[x])
                 probabilities[c, y, x] = value
-                total += value
-            for c in range(classes):
-                probabilities[c, y, x] /= total
+                total[x] += value
+        for c in range(classes):
+            for x in range(width):
+                probabilities[c, y, x] /= total[x]
 
 
 @kernel
 def refine_rows(scores, probabilities, branch, radius, y0, y1, refined):
     """Rows y0 to y1 of ``scores + gate * branch``; the gate is dilation minus erosion in a window of 2 radius + 1."""
     classes, height, width = scores.shape
-    highest, lowest = np.empty(width, np.float32), np.empty(width, np.float32)
+    # Extremes of the columns, with a border that never wins, and of the windows.
+    column_high = np.full(width + 2 * radius, -np.inf, np.float32)
+    column_low = np.full(width + 2 * radius, np.inf, np.float32)
+    high, low = np.empty(width, np.float32), np.empty(width, np.float32)
     for y in range(y0, y1):
         top, bottom = max(y - radius, 0), min(y + radius + 1, height)
         for c in range(classes):
-            highest[:] = probabilities[c, top]
-            lowest[:] = probabilities[c, top]
+            for x in range(width):
+                column_high[radius + x] = probabilities[c, top, x]
+                column_low[radius + x] = probabilities[c, top, x]
             for row in range(top + 1, bottom):
                 for x in range(width):
-                    value = probabilities[c, row, x]
-                    highest[x] = max(highest[x], value)
-                    lowest[x] = min(lowest[x], value)
+                    column_high[radius + x] = max(column_high[radius + x], probabilities[c, row, x])
+                    column_low[radius + x] = min(column_low[radius + x], probabilities[c, row, x])
+            high[:] = column_high[:width]
+            low[:] = column_low[:width]
+            for shift in range(1, 2 * radius + 1):
+                for x in range(width):
+                    high[x] = max(high[x], column_high[x + shift])
+                    low[x] = min(low[x], column_low[x + shift])
             for x in range(width):
-                left, right = max(x - radius, 0), min(x + radius + 1, width)
-                high, low = highest[left], lowest[left]
-                for column in range(left + 1, right):
-                    high = max(high, highest[column])
-                    low = min(low, lowest[column])
-                refined[c, y, x] = scores[c, y, x] + (high - low) * branch[c, y, x]
+                refined[c, y, x] = scores[c, y, x] + (high[x] - low[x]) * branch[c, y, x]
+
+
+@kernel
+def _stretch_row(scores, y, columns, result):
+    """Row `y` of all classes, brought to the width of the result: float32 (classes, width)."""
+    first, second, weight = columns
+    one = np.float32(1)
+    for c in range(result.shape[0]):
+        for x in range(result.shape[1]):
+            result[c, x] = scores[c, y, first[x]] * (one - weight[x]) + scores[c, y, second[x]] * weight[x]
 
 
 @kernel
 def label_rows(scores, rows, columns, y0, y1, labels):
-    """Rows y0 to y1 of the label map: bilinear upsampling of the scores and arg-max, one row in memory at a time.
+    """Rows y0 to y1 of the label map: bilinear upsampling of the scores and arg-max, two score rows in memory.
 
     rows, columns : tuples (first index int32, second index int32, weight of the second float32), one per pixel.
     """
-    classes, _, score_width = scores.shape
+    classes, width = scores.shape[0], labels.shape[1]
     first_row, second_row, row_weight = rows
-    first_column, second_column, column_weight = columns
-    row = np.empty((classes, score_width), np.float32)
-    best = np.empty(labels.shape[1], np.float32)
-    one = np.float32(1)
+    above, below = np.empty((classes, width), np.float32), np.empty((classes, width), np.float32)
+    best, best_class = np.empty(width, np.float32), np.empty(width, np.int32)
+    above_row, below_row = -1, -1
     for y in range(y0, y1):
-        a, b, weight = first_row[y], second_row[y], row_weight[y]
-        for c in range(classes):
-            for x in range(score_width):
-                row[c, x] = scores[c, a, x] * (one - weight) + scores[c, b, x] * weight
-        for c in range(classes):
-            for x in range(labels.shape[1]):
-                weight_x = column_weight[x]
-                value = row[c, first_column[x]] * (one - weight_x) + row[c, second_column[x]] * weight_x
-                if c == 0 or value > best[x]:
+        if second_row[y] != below_row:
+            if first_row[y] == below_row:
+                above, below = below, above
+            else:
+                _stretch_row(scores, first_row[y], columns, above)
+            _stretch_row(scores, second_row[y], columns, below)
+            above_row, below_row = first_row[y], second_row[y]
+        elif first_row[y] != above_row:
+            _stretch_row(scores, first_row[y], columns, above)
+            above_row = first_row[y]
+        far = row_weight[y]
+        near = np.float32(1) - far
+        for x in range(width):
+            best[x] = above[0, x] * near + below[0, x] * far
+            best_class[x] = 0
+        for c in range(1, classes):
+            for x in range(width):
+                value = above[c, x] * near + below[c, x] * far
+                if value > best[x]:
                     best[x] = value
-                    labels[y, x] = c
+                    best_class[x] = c
+        for x in range(width):
+            labels[y, x] = best_class[x]

@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
-from .bitplanes import pack_pixels, rescale
+from .bitplanes import pack_pixels
 from .jit import kernel
 
 LANES = 8
@@ -39,67 +39,88 @@ activation_multiplier, activation_largest : from stream codes to the codes that 
 
 
 @kernel
-def convolve_pixels(planes, filters, y, x0, x1, sums):
-    """Integer sums of output pixels x0 to x1 of row `y`.
-
-    sums : int32, shape (at least x1 - x0, out). Receives ``sum(a * (2 q - levels))``.
-    """
-    blocks, kernel_size, span, _ = filters.words[0].shape
+def tap_offsets(planes, filters):
+    """Where the words of a window lie, counted from its first word: intp, shape (kernel * span,)."""
+    _, kernel_size, span, _ = filters.words[0].shape
     columns, words = planes.words[0].shape[1:]
-    top = y * filters.stride + planes.margin - filters.padding
-    left = planes.margin - filters.padding
-    step = filters.stride * words
-    row = columns * words
-    out = sums.shape[1]
-    first = top * row + left * words
-    last = x1 - 1
-    for block in range(blocks):
-        for x in range(x0, x1, 4):
-            # At the right edge the last pixel is computed again instead of one outside.
-            p0, p1, p2, p3 = x, min(x + 1, last), min(x + 2, last), min(x + 3, last)
-            a0, a1, a2, a3 = first + p0 * step, first + p1 * step, first + p2 * step, first + p3 * step
-            weight_position = block * kernel_size * span * LANES
-            count0 = simd.zero_counts(planes.words, filters.words)
-            count1, count2, count3 = count0, count0, count0
-            for _ in range(kernel_size):
-                for k in range(span):
-                    weight = simd.load_u64x8_each(filters.words, weight_position)
-                    weight_position += LANES
-                    count0 = simd.count_matches(count0, simd.broadcast_u64x8_each(planes.words, a0 + k), weight)
-                    count1 = simd.count_matches(count1, simd.broadcast_u64x8_each(planes.words, a1 + k), weight)
-                    count2 = simd.count_matches(count2, simd.broadcast_u64x8_each(planes.words, a2 + k), weight)
-                    count3 = simd.count_matches(count3, simd.broadcast_u64x8_each(planes.words, a3 + k), weight)
-                a0, a1, a2, a3 = a0 + row, a1 + row, a2 + row, a3 + row
-            o = block * LANES
-            simd.store(sums, (p0 - x0) * out + o, simd.weigh_counts(count0))
-            simd.store(sums, (p1 - x0) * out + o, simd.weigh_counts(count1))
-            simd.store(sums, (p2 - x0) * out + o, simd.weigh_counts(count2))
-            simd.store(sums, (p3 - x0) * out + o, simd.weigh_counts(count3))
-    # From sum(a q) to sum(a (2 q - levels)): the window's sum of codes is shared by all channels.
-    for x in range(x0, x1):
-        window = 0
-        for ky in range(kernel_size):
-            for kx in range(kernel_size):
-                window += planes.sums[top + ky, left + x * filters.stride + kx]
-        center = simd.broadcast_i32x16(np.int32(filters.levels * window))
-        for o in range((x - x0) * out, (x - x0 + 1) * out, 16):
-            total = simd.load_i32x16(sums, o)
-            simd.store(sums, o, simd.subtract(simd.add(total, total), center))
+    offsets = np.empty(kernel_size * span, np.intp)
+    for row in range(kernel_size):
+        for k in range(span):
+            offsets[row * span + k] = row * columns * words + k
+    return offsets
 
 
 @kernel
-def _scale(sums, position, filters, channel):
-    """``t * multiplier + offset`` for 16 channels, each step rounded to float32."""
-    value = simd.i32x16_to_f32x16(simd.load_i32x16(sums, position))
+def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
+    """Unsigned integer sums of output pixels x0 to x1 of row `y`.
+
+    offsets : what `tap_offsets` gives; sums : int32, shape (at least x1 - x0, out). Receives ``sum(a * q)``; the rest
+    is done by `_scale`.
+    """
+    columns, words = planes.words[0].shape[1:]
+    step = filters.stride * words
+    border = planes.margin - filters.padding
+    first = ((y * filters.stride + border) * columns + border) * words
+    out, last, blocks, taps = sums.shape[1], x1 - 1, filters.words[0].shape[0], len(offsets)
+    for x in range(x0, x1, 4):
+        # At the right edge the last pixel is computed again instead of one outside.
+        p0, p1, p2, p3 = x, min(x + 1, last), min(x + 2, last), min(x + 3, last)
+        a0, a1, a2, a3 = first + p0 * step, first + p1 * step, first + p2 * step, first + p3 * step
+        s0, s1, s2, s3 = (p0 - x0) * out, (p1 - x0) * out, (p2 - x0) * out, (p3 - x0) * out
+        for block in range(blocks):
+            count0 = simd.zero_counts(planes.words, filters.words)
+            count1, count2, count3 = count0, count0, count0
+            for tap in range(taps):
+                weight = simd.load_u64x8_each(filters.words, (block * taps + tap) * LANES)
+                offset = offsets[tap]
+                count0 = simd.count_matches(count0, simd.broadcast_u64x8_each(planes.words, a0 + offset), weight)
+                count1 = simd.count_matches(count1, simd.broadcast_u64x8_each(planes.words, a1 + offset), weight)
+                count2 = simd.count_matches(count2, simd.broadcast_u64x8_each(planes.words, a2 + offset), weight)
+                count3 = simd.count_matches(count3, simd.broadcast_u64x8_each(planes.words, a3 + offset), weight)
+            o = block * LANES
+            simd.store(sums, s0 + o, simd.weigh_counts(count0))
+            simd.store(sums, s1 + o, simd.weigh_counts(count1))
+            simd.store(sums, s2 + o, simd.weigh_counts(count2))
+            simd.store(sums, s3 + o, simd.weigh_counts(count3))
+
+
+@kernel
+def _center(planes, filters, y, x):
+    """``levels * sum(a)`` over the window of an output pixel: ``sum(a (2 q - levels)) = 2 sum(a q) - center``."""
+    top = y * filters.stride + planes.margin - filters.padding
+    left = x * filters.stride + planes.margin - filters.padding
+    window = 0
+    for row in range(top, top + filters.kernel):
+        for column in range(left, left + filters.kernel):
+            window += planes.sums[row, column]
+    return simd.broadcast_i32x16(np.int32(filters.levels * window))
+
+
+@kernel
+def _scale(sums, position, center, filters, channel):
+    """``t * multiplier + offset`` for 16 channels, ``t = 2 sum(a q) - center``; each step rounded to float32."""
+    total = simd.load_i32x16(sums, position)
+    value = simd.i32x16_to_f32x16(simd.subtract(simd.add(total, total), center))
     value = simd.multiply_float(value, simd.load_f32x16(filters.multiplier, channel))
     return simd.add_float(value, simd.load_f32x16(filters.offset, channel))
 
 
 @kernel
 def round_to_codes(value, largest):
-    """``rint(clip(value, 0, largest))`` of 16 float32 values, as uint8."""
+    """``rint(clip(value, 0, largest))`` of 16 float32 values, as int32."""
     value = simd.clip(value, simd.broadcast_f32x16(np.float32(0)), simd.broadcast_f32x16(largest))
-    return simd.i32x16_to_u8x16(simd.f32x16_to_i32x16(simd.rint(value)))
+    return simd.f32x16_to_i32x16(simd.rint(value))
+
+
+@kernel
+def store_stream(value, rounding, stream, stream_position, activation, position):
+    """Round 16 values to stream codes and these to activation codes; write both."""
+    code = round_to_codes(value, rounding.largest)
+    simd.store(stream, stream_position, simd.i32x16_to_u8x16(code))
+    scale = simd.broadcast_f32x16(rounding.activation_multiplier)
+    value = simd.multiply_float(simd.i32x16_to_f32x16(code), scale)
+    code = round_to_codes(value, rounding.activation_largest)
+    simd.store(activation, position, simd.i32x16_to_u8x16(code))
 
 
 @kernel
@@ -114,25 +135,18 @@ def convolve_to_planes(planes, filters, rounding, y0, y1, width, result):
     """Rows y0 to y1: convolve, scale, round to codes, pack into the planes `result`."""
     channels = filters.multiplier.size
     sums, codes = _scratch(channels, width)
+    offsets = tap_offsets(planes, filters)
     for y in range(y0, y1):
         for x0 in range(0, width, len(sums)):
             x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, y, x0, x1, sums)
-            for x in range(x1 - x0):
+            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
+            for x in range(x0, x1):
+                center = _center(planes, filters, y, x)
                 for o in range(0, channels, 16):
-                    position = x * channels + o
-                    value = _scale(sums, position, filters, o)
-                    simd.store(codes, position, round_to_codes(value, rounding.largest))
+                    position = (x - x0) * channels + o
+                    code = round_to_codes(_scale(sums, position, center, filters, o), rounding.largest)
+                    simd.store(codes, position, simd.i32x16_to_u8x16(code))
             pack_pixels(codes, result, y, x0, x1)
-
-
-@kernel
-def _finish_stream(stream, y, x0, x1, rounding, codes, result):
-    """From stream codes of pixels x0 to x1 to activation planes."""
-    _, width, channels = stream.shape
-    first = (y * width + x0) * channels
-    rescale(stream, first, (x1 - x0) * channels, rounding.activation_multiplier, rounding.activation_largest, codes)
-    pack_pixels(codes, result, y, x0, x1)
 
 
 @kernel
@@ -140,17 +154,18 @@ def convolve_to_stream(planes, filters, rounding, y0, y1, stream, result):
     """Rows y0 to y1: convolve, scale, round to stream codes, and from there to activation planes."""
     _, width, channels = stream.shape
     sums, codes = _scratch(channels, width)
+    offsets = tap_offsets(planes, filters)
     for y in range(y0, y1):
         for x0 in range(0, width, len(sums)):
             x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, y, x0, x1, sums)
-            first = (y * width + x0) * channels
-            for x in range(x1 - x0):
+            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
+            for x in range(x0, x1):
+                center = _center(planes, filters, y, x)
                 for o in range(0, channels, 16):
-                    position = x * channels + o
-                    value = _scale(sums, position, filters, o)
-                    simd.store(stream, first + position, round_to_codes(value, rounding.largest))
-            _finish_stream(stream, y, x0, x1, rounding, codes, result)
+                    position = (x - x0) * channels + o
+                    value = _scale(sums, position, center, filters, o)
+                    store_stream(value, rounding, stream, (y * width + x) * channels + o, codes, position)
+            pack_pixels(codes, result, y, x0, x1)
 
 
 @kernel
@@ -158,20 +173,21 @@ def convolve_and_add(planes, filters, shortcut, shortcut_multiplier, rounding, y
     """As `convolve_to_stream`, but ``shortcut code * shortcut_multiplier`` is added before rounding."""
     _, width, channels = stream.shape
     sums, codes = _scratch(channels, width)
+    offsets = tap_offsets(planes, filters)
     scale = simd.broadcast_f32x16(shortcut_multiplier)
     for y in range(y0, y1):
         for x0 in range(0, width, len(sums)):
             x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, y, x0, x1, sums)
-            first = (y * width + x0) * channels
-            for x in range(x1 - x0):
+            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
+            for x in range(x0, x1):
+                center = _center(planes, filters, y, x)
                 for o in range(0, channels, 16):
-                    position = x * channels + o
-                    codes_in = simd.u8x16_to_i32x16(simd.load_u8x16(shortcut, first + position))
-                    identity = simd.multiply_float(simd.i32x16_to_f32x16(codes_in), scale)
-                    value = simd.add_float(_scale(sums, position, filters, o), identity)
-                    simd.store(stream, first + position, round_to_codes(value, rounding.largest))
-            _finish_stream(stream, y, x0, x1, rounding, codes, result)
+                    position, stream_position = (x - x0) * channels + o, (y * width + x) * channels + o
+                    incoming = simd.u8x16_to_i32x16(simd.load_u8x16(shortcut, stream_position))
+                    identity = simd.multiply_float(simd.i32x16_to_f32x16(incoming), scale)
+                    value = simd.add_float(_scale(sums, position, center, filters, o), identity)
+                    store_stream(value, rounding, stream, stream_position, codes, position)
+            pack_pixels(codes, result, y, x0, x1)
 
 
 @kernel
@@ -179,31 +195,38 @@ def convolve_and_project(planes, filters, block_planes, projection, rounding, y0
     """As `convolve_to_stream`, but a second convolution of the block's own input is added before rounding."""
     _, width, channels = stream.shape
     sums, codes = _scratch(channels, width)
-    projected = np.zeros_like(sums)
+    offsets = tap_offsets(planes, filters)
+    projected, block_offsets = np.zeros_like(sums), tap_offsets(block_planes, projection)
     for y in range(y0, y1):
         for x0 in range(0, width, len(sums)):
             x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, y, x0, x1, sums)
-            convolve_pixels(block_planes, projection, y, x0, x1, projected)
-            first = (y * width + x0) * channels
-            for x in range(x1 - x0):
+            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
+            convolve_pixels(block_planes, projection, block_offsets, y, x0, x1, projected)
+            for x in range(x0, x1):
+                center, projected_center = _center(planes, filters, y, x), _center(block_planes, projection, y, x)
                 for o in range(0, channels, 16):
-                    position = x * channels + o
-                    value = _scale(sums, position, filters, o)
-                    value = simd.add_float(value, _scale(projected, position, projection, o))
-                    simd.store(stream, first + position, round_to_codes(value, rounding.largest))
-            _finish_stream(stream, y, x0, x1, rounding, codes, result)
+                    position = (x - x0) * channels + o
+                    shortcut = _scale(projected, position, projected_center, projection, o)
+                    value = simd.add_float(_scale(sums, position, center, filters, o), shortcut)
+                    store_stream(value, rounding, stream, (y * width + x) * channels + o, codes, position)
+            pack_pixels(codes, result, y, x0, x1)
 
 
 @kernel
 def convolve_to_scores(planes, filters, y0, y1, scores):
     """Rows y0 to y1: convolve and scale to float32 scores of shape (classes, height, width)."""
     classes, _, width = scores.shape
-    sums, _ = _scratch(filters.multiplier.size, width)
+    channels = filters.multiplier.size
+    sums, _ = _scratch(channels, width)
+    offsets = tap_offsets(planes, filters)
+    values = np.empty(channels, np.float32)
     for y in range(y0, y1):
         for x0 in range(0, width, len(sums)):
             x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, y, x0, x1, sums)
-            for c in range(classes):
-                for x in range(x0, x1):
-                    scores[c, y, x] = np.float32(sums[x - x0, c]) * filters.multiplier[c] + filters.offset[c]
+            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
+            for x in range(x0, x1):
+                center = _center(planes, filters, y, x)
+                for o in range(0, classes, 16):
+                    simd.store(values, o, _scale(sums, (x - x0) * channels + o, center, filters, o))
+                for c in range(classes):
+                    scores[c, y, x] = values[c]

@@ -5,7 +5,7 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
-from .bitplanes import pack_pixels, rescale
+from .bitplanes import pack_pixels
 from .jit import kernel
 from .popcount import round_to_codes
 
@@ -59,7 +59,8 @@ def stem_rows(image, filters, largest, y0, y1, stream):
 @kernel
 def _round_sum(total, filters, channel, largest):
     value = simd.multiply_float(total, simd.load_f32x16(filters.multiplier, channel))
-    return round_to_codes(simd.add_float(value, simd.load_f32x16(filters.offset, channel)), largest)
+    value = simd.add_float(value, simd.load_f32x16(filters.offset, channel))
+    return simd.i32x16_to_u8x16(round_to_codes(value, largest))
 
 
 @kernel
@@ -69,16 +70,18 @@ def max_pool_rows(codes, rounding, y0, y1, stream, result):
     codes : uint8, shape (height, width, 64 n); stream : uint8, shape (ceil(height / 2), ceil(width / 2), 64 n).
     """
     height, width, channels = codes.shape
-    activation = np.empty(stream.shape[1:], np.uint8)
+    columns = stream.shape[1]
+    activation = np.empty((columns, channels), np.uint8)
+    scale = simd.broadcast_f32x16(rounding.activation_multiplier)
     for y in range(y0, y1):
-        row = stream[y]
-        for x in range(stream.shape[1]):
-            for c in range(0, channels, 64):
-                largest = simd.broadcast_u8x64(np.uint8(0))
+        for x in range(columns):
+            for c in range(0, channels, 16):
+                largest = simd.load_u8x16(codes, (2 * y * width + 2 * x) * channels + c)
                 for i in range(2 * y, min(2 * y + 3, height)):
                     for j in range(2 * x, min(2 * x + 3, width)):
-                        largest = simd.maximum_u8(largest, simd.load_u8x64(codes, (i * width + j) * channels + c))
-                simd.store(row, x * channels + c, largest)
-        first = y * stream.shape[1] * channels
-        rescale(stream, first, row.size, rounding.activation_multiplier, rounding.activation_largest, activation)
-        pack_pixels(activation, result, y, 0, stream.shape[1])
+                        largest = simd.maximum_u8(largest, simd.load_u8x16(codes, (i * width + j) * channels + c))
+                simd.store(stream, (y * columns + x) * channels + c, largest)
+                value = simd.multiply_float(simd.i32x16_to_f32x16(simd.u8x16_to_i32x16(largest)), scale)
+                code = round_to_codes(value, rounding.activation_largest)
+                simd.store(activation, x * channels + c, simd.i32x16_to_u8x16(code))
+        pack_pixels(activation, result, y, 0, columns)

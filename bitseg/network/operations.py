@@ -174,7 +174,8 @@ class Operations:
         padding = convolution.padding
         height, width = image.shape[0] // 2, image.shape[1] // 2
         bordered = np.empty((image.shape[0] + 2 * padding, image.shape[1] + 2 * padding, 3), np.float32)
-        bordered[:] = mean
+        for edge in (np.s_[:padding], np.s_[-padding:], np.s_[:, :padding], np.s_[:, -padding:]):
+            bordered[edge] = mean
         bordered[padding:-padding, padding:-padding] = image
         bordered = bordered.reshape(len(bordered), -1)
         channels = len(layer.filters.multiplier)

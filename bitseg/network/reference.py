@@ -174,7 +174,7 @@ def interpolation(size, score_size, cells):
 
 
 def label_map(scores, shape, inside):
-    """Arg-max of the scores, bilinearly brought to `shape`; the first of equal scores wins.
+    """Arg-max of the scores, bilinearly brought to `shape`, columns first; the first of equal scores wins.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def label_map(scores, shape, inside):
     ndarray of uint8, shape `shape`
     """
     value = scores
-    for axis in (0, 1):
+    for axis in (1, 0):
         first, second, weight = interpolation(shape[axis], inside[axis] / 4, scores.shape[axis + 1])
         weight = weight.reshape((-1, 1) if axis == 0 else (1, -1))
         value = value.take(first, axis + 1) * (np.float32(1) - weight) + value.take(second, axis + 1) * weight

@@ -17,14 +17,19 @@ from .trainer import Trainer
 @click.option("--data", required=True, type=click.Path(), help="Folder of the data set.")
 @click.option("--output", required=True, type=click.Path(), help="Folder of the run; a run found there is continued.")
 @click.option("--pretrained", type=click.Path(), help="Folded ResNet (.npz) to start the encoder from.")
-@click.option("--start", type=click.Path(), help="Checkpoint to take the weights from.")
-@click.option("--workers", default=1, help="Processes that make batches.")
+@click.option("--start", type=click.Path(), help="Checkpoint or model file (.h5) to take all weights from.")
+@click.option("--workers", default=1, type=click.IntRange(min=0), help="Processes that make batches.")
 def main(config, data, output, pretrained, start, workers):
-    """Train the network that the TOML file CONFIG describes, stage by stage."""
+    """Train the network that the TOML file CONFIG describes, stage by stage.
+
+    The run's folder receives a copy of CONFIG, a checkpoint of every finished stage, and checkpoint.pt, from which the
+    same command continues a run that stopped. Stages that have not begun may change in between.
+    """
+    command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
     try:
-        command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
-        print(command, file=sys.stderr)
-        Trainer(read_config(config), data, Path(output), command, pretrained, start, workers).run()
+        trainer = Trainer(read_config(config), data, Path(output), command, pretrained, start, workers)
+        Path(output, "config.toml").write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
+        trainer.run()
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
 

@@ -14,6 +14,7 @@ import torch
 from bitseg.architecture import STRIDES
 from bitseg.model_file import LayerWeights, StreamScales
 
+from .errors import TrainingError
 from .network import BitFCN, Stream
 from .quantizers import ActivationQuantizer
 
@@ -148,6 +149,11 @@ def unfold_network(model):
     -------
     BitFCN
         In evaluation mode, at the bits of the file.
+
+    Raises
+    ------
+    TrainingError
+        The scales of its streams are not those of a `BitFCN`: the file comes from another converter.
     """
     network = BitFCN(model.architecture)
     network.set_bits(model.architecture.weight_bits, model.architecture.activation_bits)
@@ -157,6 +163,13 @@ def unfold_network(model):
     steps = {}
     for name, incoming in shortcuts.items():
         scales, quantizer = model.streams[name], f"{name}.stream_quantizer"
+        reads_stream = network.get_submodule(name).rounds_once
+        if (
+            scales.activation_multiplier <= 0
+            or (reads_stream and scales.activation_multiplier != 1)
+            or (incoming is not None and scales.shortcut_multiplier <= 0)
+        ):
+            raise TrainingError(f"model '{model.name}': the scales of {name} have no counterpart in the training code")
         if incoming is None:
             steps[quantizer] = UNFOLDED_BOUND / network.get_submodule(quantizer).levels
         else:

@@ -2,7 +2,6 @@
 
 import zipfile
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,15 @@ from .network import BitConv
 
 @torch.no_grad()
 def load_start(network, path, preprocessing, images):
-    """Take all weights from a checkpoint or a converted model file, with their bits and scales.
+    """Take all weights from a checkpoint or a converted model file.
+
+    Bits and scales come along, unless the residual stream is to have other bits: then the network stays in floating
+    point, for the first stage to calibrate.
 
     Parameters
     ----------
     network : BitFCN
-        Becomes, at the bits of `path`, the network that it holds.
+        At 32 bits.
     path : path
         Checkpoint, or model file whose name ends in ``.h5``.
     preprocessing : Preprocessing
@@ -44,14 +46,14 @@ def load_start(network, path, preprocessing, images):
     else:
         start, config, _ = load_network(path)
         start_preprocessing = config.preprocessing
-    bits = start.architecture.weight_bits, start.architecture.activation_bits
     found = {**vars(start.architecture), **vars(start_preprocessing)}
     wanted = {**vars(network.architecture), **vars(preprocessing)}
-    for entry in sorted(set(wanted) - {"weight_bits", "activation_bits", "working_size"}):
+    for entry in sorted(set(wanted) - {"weight_bits", "activation_bits", "stream_bits", "working_size"}):
         if found[entry] != wanted[entry]:
             raise TrainingError(f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}")
     network.load_state_dict(start.state_dict())
-    network.set_bits(*bits)
+    if start.architecture.stream_bits == network.architecture.stream_bits:
+        network.set_bits(start.architecture.weight_bits, start.architecture.activation_bits)
     if is_model:
         estimate_statistics(network, images)
 

@@ -15,12 +15,14 @@ FLOAT_BITS = 32
 """Bit width that stands for 'not quantised'."""
 
 _SMALLEST_SCALE = 1e-8
+"""Stands in for the largest weight of a filter that is all zero."""
 
 
 def _fuse(function):
     """Compile an elementwise function into one pass over memory, where a C++ compiler is at hand.
 
     Numbers that change between calls must be tensors: PyTorch 2.13 compiles wrong code for clamp with a changing float.
+    The environment variable TORCH_COMPILE_DISABLE=1 leaves everything uncompiled.
     """
     return torch.compile(function, dynamic=True) if shutil.which("g++") else function
 
@@ -112,7 +114,20 @@ class ActivationQuantizer(nn.Module):
 
 
 def best_activation_bound(x, levels):
-    """Clipping bound with the least mean squared error over 40 candidates up to the largest value of `x`."""
+    """Clipping bound with the least mean squared error over 40 candidates up to the largest value.
+
+    Parameters
+    ----------
+    x : tensor of float32, any shape
+        A feature map; about 50,000 of its values are looked at.
+    levels : int
+        Largest code.
+
+    Returns
+    -------
+    float
+        1 where no value is positive.
+    """
     sample = x.flatten()[:: max(1, x.numel() // 50_000)].clamp(min=0)
     largest = sample.max().item()
     if largest <= 0:
@@ -145,7 +160,16 @@ class WeightQuantizer(nn.Module):
         return self.log_scale.exp()
 
     def codes(self, weight):
-        """Unsigned codes q of a weight tensor of shape (out_channels, ...), int64."""
+        """Unsigned codes q of a weight tensor.
+
+        Parameters
+        ----------
+        weight : tensor of float32, shape (out_channels, ...)
+
+        Returns
+        -------
+        tensor of int64, same shape
+        """
         scale = self.scale().view(-1, *[1] * (weight.dim() - 1))
         return ((weight / scale + self.levels) / 2).round().clamp(0, self.levels).to(torch.int64)
 
@@ -156,7 +180,12 @@ class WeightQuantizer(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, weight):
-        """Set the scales to those with the least squared error, filter by filter, over 60 candidates."""
+        """Set the scales to those with the least squared error, filter by filter, over 60 candidates.
+
+        Parameters
+        ----------
+        weight : tensor of float32, shape (out_channels, ...)
+        """
         flat = weight.detach().flatten(1)
         largest = flat.abs().amax(1).clamp(min=_SMALLEST_SCALE)
         best_error = torch.full_like(largest, math.inf)

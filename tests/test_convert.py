@@ -1,0 +1,239 @@
+"""The converter: a trained network, folded into integers and scales, computes what it did before, and comes back."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_training
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch", reason="the converter needs PyTorch: see tools/requirements.txt")
+if sys.version_info < (3, 11):
+    pytest.importorskip("tomli", reason="the training code reads TOML: see tools/requirements.txt")
+
+from bitseg.architecture import Architecture, Preprocessing
+from bitseg.model_file import Model, StreamScales, read_model, write_model
+from bitseg.network.graph import Network
+from bitseg.network.reference import ReferenceOperations
+from bitseg.palette import palette_for
+from tools.convert import convert, main
+from tools.train.checkpoint import save_checkpoint
+from tools.train.config import read_config
+from tools.train.data import normalise
+from tools.train.errors import TrainingError
+from tools.train.folding import connections, fold_network, unfold_network
+from tools.train.initialize import load_start
+from tools.train.network import BitFCN
+
+CLASSES = ("background", "cat", "dog")
+PREPROCESSING = Preprocessing((123, 117, 104), 58.0, 64)
+BITS = [(1, 2), (2, 2), (4, 4), (8, 8)]
+STREAM_BITS = [8, 0]
+ENCODERS = {"resnet18": (8, 8, 12, 16), "resnet50": (16, 16, 24, 32)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncompiled_on_one_thread():
+    """Compiling takes longer than all these tests; test_training.py shows that it changes nothing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+    torch.set_num_threads(threads)
+
+
+def random_image(seed=0, height=64, width=96):
+    """Blobs of colour: noise of coarse and fine grain."""
+    random = np.random.default_rng(seed)
+    coarse = np.kron(random.normal(0, 50, (height // 16, width // 16, 3)), np.ones((16, 16, 1)))
+    return (np.array(PREPROCESSING.mean) + coarse + random.normal(0, 10, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+def random_network(encoder="resnet18", bits=(2, 2), stream_bits=8, seed=0):
+    """A quantised network of random weights, with BatchNorm statistics and affine parts that are no round numbers."""
+    torch.manual_seed(seed)
+    network = BitFCN(Architecture(encoder, 8, ENCODERS[encoder], (8, 8, 8, 8), CLASSES, *bits, stream_bits))
+    images = normalise(torch.from_numpy(np.stack([random_image(seed) for seed in (7, 8)])), PREPROCESSING)
+    with torch.no_grad():
+        for norm in (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.weight.mul_(torch.where(torch.rand_like(norm.weight) < 0.2, -1.0, 1.0))
+            norm.bias.normal_(0.2, 0.3)
+        network.set_bits(*bits)
+        network.calibrate(images)
+        network.train()
+        for _ in range(20):
+            network(images)
+    return network.eval()
+
+
+def folded(network):
+    layers, streams = fold_network(network, PREPROCESSING)
+    palette = palette_for(network.architecture.classes)
+    return Model("random", network.architecture, PREPROCESSING, palette, {}, layers, streams)
+
+
+def pytorch_scores(network, image):
+    with torch.no_grad():
+        return network(normalise(torch.from_numpy(image)[None], PREPROCESSING))[4][0].numpy()
+
+
+def reference_scores(model, image):
+    return Network(model, ReferenceOperations()).scores(image)
+
+
+def agreement(found, expected):
+    """Correlation of two score volumes, and the share of cells with the same class."""
+    return np.corrcoef(found.ravel(), expected.ravel())[0, 1], (found.argmax(0) == expected.argmax(0)).mean()
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+@pytest.mark.parametrize("stream_bits", STREAM_BITS)
+@pytest.mark.parametrize("bits", BITS)
+def test_the_folded_network_computes_what_the_trained_one_does(encoder, bits, stream_bits):
+    network = random_network(encoder, bits, stream_bits)
+    image = random_image(1)
+    correlation, same = agreement(reference_scores(folded(network), image), pytorch_scores(network, image))
+    # Not exactly: PyTorch's floating-point sums miss the integers by a few parts in 10**7, so a value beside the
+    # middle between two codes may be rounded to the other one, and later layers carry that on.
+    assert correlation > 0.99
+    assert same > 0.97
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+@pytest.mark.parametrize("stream_bits", STREAM_BITS)
+@pytest.mark.parametrize("bits", BITS)
+def test_unfolding_is_the_inverse_of_folding(encoder, bits, stream_bits):
+    model = folded(random_network(encoder, bits, stream_bits))
+    layers, streams = fold_network(unfold_network(model), PREPROCESSING)
+    assert list(layers) == list(model.layers) and list(streams) == list(model.streams)
+    for name, layer in layers.items():
+        np.testing.assert_array_equal(layer.codes, model.layers[name].codes)
+        np.testing.assert_allclose(layer.multiplier, model.layers[name].multiplier, rtol=1e-5)
+        # The colour that is subtracted in the first layer cancels out of larger numbers.
+        largest = np.abs(model.layers[name].offset).max()
+        np.testing.assert_allclose(layer.offset, model.layers[name].offset, rtol=1e-5, atol=1e-5 * largest)
+    for name, scales in streams.items():
+        np.testing.assert_allclose(
+            (scales.shortcut_multiplier, scales.activation_multiplier),
+            (model.streams[name].shortcut_multiplier, model.streams[name].activation_multiplier),
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_start_from_a_model_file_computes_what_the_file_says_and_learns_on(bits, tmp_path):
+    model = folded(random_network("resnet18", bits))
+    write_model(tmp_path / "model.h5", model)
+    network = BitFCN(model.architecture)
+    images = normalise(torch.from_numpy(np.stack([random_image(seed) for seed in (2, 3)])), PREPROCESSING)
+    load_start(network, tmp_path / "model.h5", PREPROCESSING, images)
+    assert network.architecture == model.architecture
+    image = random_image(1)
+    found, expected = pytorch_scores(network.eval(), image), reference_scores(model, image)
+    correlation, same = agreement(found, expected)
+    assert correlation > 0.99 and same > 0.97
+    # Rounding flips few codes (see above); what they do not reach is equal up to floating-point sums.
+    assert np.isclose(found, expected, atol=1e-3 * np.abs(expected).max()).mean() > 0.5
+
+    # BatchNorm has the statistics of the images, so training mode sees the same network, and every weight a gradient.
+    trained = network.train()(images)[4]
+    assert np.corrcoef(trained.detach().ravel(), network.eval()(images)[4].detach().ravel())[0, 1] > 0.9
+    network.train()(images)[32].square().sum().backward()
+    gradient = network.branch32.block.conv2.conv.weight.grad
+    assert torch.isfinite(gradient).all() and (gradient != 0).float().mean() > 0.9
+
+
+def test_a_file_of_a_classifier_with_negative_multipliers_can_be_unfolded():
+    model = folded(random_network())
+    name = "branch4.classifier"
+    layer = model.layers[name]
+    turned = replace(layer, codes=255 - layer.codes, multiplier=-layer.multiplier)
+    network = unfold_network(replace(model, layers={**model.layers, name: turned}))
+    np.testing.assert_array_equal(network.get_submodule(name).weight_quantizer.codes(
+        network.get_submodule(name).conv.weight
+    ), layer.codes.transpose(0, 3, 1, 2))
+
+
+def test_stream_scales_without_counterpart_are_refused():
+    model = folded(random_network())
+    for name, scales in {
+        "encoder.stem_output": StreamScales(np.float32(0), np.float32(-1)),
+        "branch4.block.output": StreamScales(np.float32(1), np.float32(0.5)),
+        "encoder.stage1.0.output": StreamScales(np.float32(0), np.float32(1)),
+    }.items():
+        with pytest.raises(TrainingError, match=f"the scales of {name} have no counterpart"):
+            unfold_network(replace(model, streams={**model.streams, name: scales}))
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+def test_connections_name_every_layer_and_stream_in_the_architecture(encoder):
+    architecture = Architecture(encoder, 8, ENCODERS[encoder], (8, 8, 8, 8), CLASSES, 2, 2, 8)
+    convolutions, shortcuts = connections(architecture)
+    assert set(convolutions) == set(architecture.convolutions())
+    assert set(shortcuts) == set(architecture.stream_outputs())
+    assert convolutions["branch8.reduce"][0] == "encoder.stage2.{}.output.activation_quantizer".format(
+        len(architecture.stages()[1]) - 1
+    )
+    assert shortcuts["branch8.block.output"] == "branch8.reduce_output"
+    assert shortcuts["encoder.stage2.0.output"] is None, "its shortcut is a projection"
+
+
+class TestCommand:
+    @pytest.fixture
+    def checkpoint(self, tmp_path):
+        """Checkpoint of an untrained network at 2 bits."""
+        stages = tiny_training.stage("float"), tiny_training.stage("w2a2", (2, 2))
+        config = read_config(tiny_training.write_config(tmp_path / "tiny.toml", *stages))
+        torch.manual_seed(0)
+        network = BitFCN(config.architecture)
+        network.set_bits(2, 2)
+        network.calibrate(torch.randn(2, 3, 64, 64))
+        path = tmp_path / "w2a2.pt"
+        save_checkpoint(path, config, network, command="python -m tools.train tiny.toml", results={"w2a2": {"miou": 0.1}})
+        network.set_bits(32, 32)
+        save_checkpoint(tmp_path / "float.pt", config, network, command="", results={})
+        return path
+
+    def test_a_checkpoint_becomes_a_model_file_with_its_history_and_accuracy(self, checkpoint, tmp_path):
+        data = tiny_training.write_data(tmp_path / "voc7")
+        output = tmp_path / "tiny.h5"
+        result = CliRunner().invoke(main, [str(checkpoint), str(output), "--data", str(data), "--name", "mine"])
+        assert result.exit_code == 0, result.output
+        assert f"{output}: {output.stat().st_size} bytes" in result.stdout
+        assert "on voc7 val" in result.stdout
+        model = read_model(output)
+        assert model.name == "mine"
+        assert (model.architecture.weight_bits, model.architecture.activation_bits) == (2, 2)
+        assert model.preprocessing.working_size == 64
+        assert model.training["command"] == "python -m tools.train tiny.toml"
+        assert model.training["conversion"].startswith("python -m tools.convert ")
+        assert model.training["stages"] == {"w2a2": {"miou": 0.1}}
+        assert model.training["config"]["seed"] == 3
+        assert model.training["accuracy"]["dataset"] == "voc7 val"
+        assert model.training["accuracy"]["photos"] == 2
+        assert model.training["commit"]
+
+    def test_without_data_nothing_is_measured_and_the_configuration_names_the_model(self, checkpoint):
+        model = convert(checkpoint)
+        assert model.name == "tiny" and "accuracy" not in model.training
+        json.dumps(model.training, allow_nan=False)
+
+    @pytest.mark.parametrize(
+        ("checkpoint_name", "output", "options", "message"),
+        [
+            ("float.pt", "m.h5", [], "float.pt: a floating-point network; convert the checkpoint of a quantised stage"),
+            ("missing.pt", "m.h5", [], "missing.pt: no such checkpoint"),
+            ("tiny.toml", "m.h5", [], "tiny.toml: not a checkpoint of this training code"),
+            ("w2a2.pt", "nowhere/m.h5", [], "the folder {folder}/nowhere does not exist; create it first"),
+            ("w2a2.pt", "m.h5", ["--data", "nothing"], "nothing/val.txt: not found"),
+        ],
+    )
+    def test_what_is_wrong_is_said_in_one_line(self, checkpoint, tmp_path, checkpoint_name, output, options, message):
+        result = CliRunner().invoke(main, [str(tmp_path / checkpoint_name), str(tmp_path / output), *options])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+        assert message.format(folder=tmp_path) in result.stderr
+        assert not (tmp_path / output).exists()
