@@ -102,7 +102,9 @@ class Dataset:
             raise DatasetError(f"{mask_path}: a picture of mode {mode}; a mask has one 8-bit class id a pixel")
         labels = self.label_map[values]
         if (labels == INVALID).any():
-            raise DatasetError(f"{mask_path}: holds {values[labels == INVALID][0]}, which is no class id of {self.name}")
+            raise DatasetError(
+                f"{mask_path}: holds {values[labels == INVALID][0]}, which is no class id of {self.name}"
+            )
         return labels
 
 

@@ -1,5 +1,8 @@
 """The converter: a trained network, folded into integers and scales, computes what it did before, and comes back."""
 
+# ruff: noqa: E402 -- what needs PyTorch is imported once it is known to be there
+
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -26,6 +29,7 @@ from tools.train.errors import TrainingError
 from tools.train.folding import connections, fold_network, unfold_network
 from tools.train.initialize import load_start
 from tools.train.network import BitFCN
+from tools.train.quantizers import ActivationQuantizer
 
 CLASSES = ("background", "cat", "dog")
 PREPROCESSING = Preprocessing((123, 117, 104), 58.0, 64)
@@ -44,28 +48,37 @@ def uncompiled_on_one_thread():
     torch.set_num_threads(threads)
 
 
-def random_image(seed=0, height=64, width=96):
+def random_image(seed=0, height=64, width=64):
     """Blobs of colour: noise of coarse and fine grain."""
     random = np.random.default_rng(seed)
     coarse = np.kron(random.normal(0, 50, (height // 16, width // 16, 3)), np.ones((16, 16, 1)))
-    return (np.array(PREPROCESSING.mean) + coarse + random.normal(0, 10, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    return (
+        (np.array(PREPROCESSING.mean) + coarse + random.normal(0, 10, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    )
 
 
-def random_network(encoder="resnet18", bits=(2, 2), stream_bits=8, seed=0):
-    """A quantised network of random weights, with BatchNorm statistics and affine parts that are no round numbers."""
-    torch.manual_seed(seed)
+@functools.cache
+def random_network(encoder="resnet18", bits=(2, 2), stream_bits=8):
+    """A quantised network of random weights, with BatchNorm and steps that are no round numbers."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     network = BitFCN(Architecture(encoder, 8, ENCODERS[encoder], (8, 8, 8, 8), CLASSES, *bits, stream_bits))
+    network.set_bits(*bits)
     images = normalise(torch.from_numpy(np.stack([random_image(seed) for seed in (7, 8)])), PREPROCESSING)
     with torch.no_grad():
-        for norm in (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-            norm.weight.uniform_(0.5, 1.5)
-            norm.weight.mul_(torch.where(torch.rand_like(norm.weight) < 0.2, -1.0, 1.0))
-            norm.bias.normal_(0.2, 0.3)
-        network.set_bits(*bits)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.weight[::5] *= -1
+                module.bias.normal_(0.2, 0.3, generator=generator)
         network.calibrate(images)
-        network.train()
-        for _ in range(20):
-            network(images)
+        for module in network.modules():
+            if isinstance(module, ActivationQuantizer):
+                # Calibrated bounds of a stream and of its activation are in the ratio of small integers, which makes
+                # exact ties frequent; learned ones are not.
+                module.log_bound += torch.rand((), generator=generator) * 0.1
+        network.train()(images)
     return network.eval()
 
 
@@ -135,15 +148,18 @@ def test_a_start_from_a_model_file_computes_what_the_file_says_and_learns_on(bit
     found, expected = pytorch_scores(network.eval(), image), reference_scores(model, image)
     correlation, same = agreement(found, expected)
     assert correlation > 0.99 and same > 0.97
-    # Rounding flips few codes (see above); what they do not reach is equal up to floating-point sums.
-    assert np.isclose(found, expected, atol=1e-3 * np.abs(expected).max()).mean() > 0.5
+    # A code that is rounded the other way (see above) reaches some scores; the others are equal as float32 goes.
+    assert np.isclose(found, expected, atol=1e-5 * np.abs(expected).max()).mean() > 0.5
 
-    # BatchNorm has the statistics of the images, so training mode sees the same network, and every weight a gradient.
-    trained = network.train()(images)[4]
-    assert np.corrcoef(trained.detach().ravel(), network.eval()(images)[4].detach().ravel())[0, 1] > 0.9
-    network.train()(images)[32].square().sum().backward()
-    gradient = network.branch32.block.conv2.conv.weight.grad
-    assert torch.isfinite(gradient).all() and (gradient != 0).float().mean() > 0.9
+    # BatchNorm has the statistics of the images, so training mode sees the same network, and weights on the outermost
+    # levels, which are all there are at one bit, have a gradient.
+    evaluated, trained = network.eval()(images)[4], network.train()(images)[4]
+    assert np.corrcoef(trained.detach().ravel(), evaluated.detach().ravel())[0, 1] > 0.99
+    trained.square().sum().backward()
+    layer = network.branch4.block.conv2
+    codes, gradient = layer.weight_quantizer.codes(layer.conv.weight), layer.conv.weight.grad
+    outermost = (codes == 0) | (codes == layer.weight_quantizer.levels)
+    assert torch.isfinite(gradient).all() and (gradient[outermost] != 0).float().mean() > 0.5
 
 
 def test_a_file_of_a_classifier_with_negative_multipliers_can_be_unfolded():
@@ -152,9 +168,10 @@ def test_a_file_of_a_classifier_with_negative_multipliers_can_be_unfolded():
     layer = model.layers[name]
     turned = replace(layer, codes=255 - layer.codes, multiplier=-layer.multiplier)
     network = unfold_network(replace(model, layers={**model.layers, name: turned}))
-    np.testing.assert_array_equal(network.get_submodule(name).weight_quantizer.codes(
-        network.get_submodule(name).conv.weight
-    ), layer.codes.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(
+        network.get_submodule(name).weight_quantizer.codes(network.get_submodule(name).conv.weight),
+        layer.codes.transpose(0, 3, 1, 2),
+    )
 
 
 def test_stream_scales_without_counterpart_are_refused():
@@ -174,8 +191,10 @@ def test_connections_name_every_layer_and_stream_in_the_architecture(encoder):
     convolutions, shortcuts = connections(architecture)
     assert set(convolutions) == set(architecture.convolutions())
     assert set(shortcuts) == set(architecture.stream_outputs())
-    assert convolutions["branch8.reduce"][0] == "encoder.stage2.{}.output.activation_quantizer".format(
-        len(architecture.stages()[1]) - 1
+    last = architecture.stages()[1][-1].name
+    assert convolutions["branch8.reduce"] == (
+        f"{last}.output.activation_quantizer",
+        "branch8.reduce_output.stream_quantizer",
     )
     assert shortcuts["branch8.block.output"] == "branch8.reduce_output"
     assert shortcuts["encoder.stage2.0.output"] is None, "its shortcut is a projection"
@@ -192,7 +211,9 @@ class TestCommand:
         network.set_bits(2, 2)
         network.calibrate(torch.randn(2, 3, 64, 64))
         path = tmp_path / "w2a2.pt"
-        save_checkpoint(path, config, network, command="python -m tools.train tiny.toml", results={"w2a2": {"miou": 0.1}})
+        save_checkpoint(
+            path, config, network, command="python -m tools.train tiny.toml", results={"w2a2": {"miou": 0.1}}
+        )
         network.set_bits(32, 32)
         save_checkpoint(tmp_path / "float.pt", config, network, command="", results={})
         return path

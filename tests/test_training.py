@@ -1,5 +1,7 @@
 """The training code: quantisers, starting points, batches, configuration, the loop and its checkpoints."""
 
+# ruff: noqa: E402 -- what needs PyTorch is imported once it is known to be there
+
 import json
 import math
 import os
@@ -309,7 +311,9 @@ class TestPretrainedEncoder:
         loss = network(random_input())[4].square().sum()
         loss.backward()
         assert torch.isfinite(loss)
-        assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters() if parameter.grad is not None)
+        assert all(
+            torch.isfinite(parameter.grad).all() for parameter in network.parameters() if parameter.grad is not None
+        )
 
     def test_files_that_do_not_fit_are_refused(self, tmp_path):
         network = random_network(tiny_architecture())
@@ -561,7 +565,9 @@ class TestRun:
         assert saved["results"]["w2a2"]["dataset"] == "voc7 val"
 
     @pytest.mark.parametrize("iterations", [2, 4, 7])
-    def test_a_stopped_run_ends_like_one_that_was_not(self, data, config_path, finished, tmp_path, monkeypatch, iterations):
+    def test_a_stopped_run_ends_like_one_that_was_not(
+        self, data, config_path, finished, tmp_path, monkeypatch, iterations
+    ):
         with monkeypatch.context() as context:
             stop_after(context, iterations)
             with pytest.raises(Stopped):
@@ -585,7 +591,10 @@ class TestRun:
             ({"seed": 4}, "seed is 4, but the run began with 3; restore it, or begin a new run"),
             ({"batch_size": 2}, "batch_size is 2, but the run began with 4"),
             ({"dataset": "camvid"}, "dataset is 'camvid', but the run began with 'voc7'"),
-            ({"augmentation": Augmentation(64, (0.8, 1.25), 0.2)}, r"augmentation.crop is 64, but the run began with 32"),
+            (
+                {"augmentation": Augmentation(64, (0.8, 1.25), 0.2)},
+                r"augmentation.crop is 64, but the run began with 32",
+            ),
             ({"architecture": {"stream_bits": 0}}, "architecture.stream_bits is 0, but the run began with 8"),
             ({"stages": slice(0, 1)}, "stage 'w2a2' has begun and can no longer change"),
         ],
@@ -610,7 +619,13 @@ class TestRun:
 
     @pytest.mark.parametrize(
         ("bits", "scales"),
-        [((32, 32), (32,)), ((32, 32), (32, 16, 8, 4)), ((8, 8), (32, 16, 8, 4)), ((2, 2), (4,)), ((1, 2), (32, 16, 8, 4))],
+        [
+            ((32, 32), (32,)),
+            ((32, 32), (32, 16, 8, 4)),
+            ((8, 8), (32, 16, 8, 4)),
+            ((2, 2), (4,)),
+            ((1, 2), (32, 16, 8, 4)),
+        ],
     )
     def test_a_stage_of_any_bits_and_scales_learns(self, data, tmp_path, monkeypatch, bits, scales):
         # The same four crops again and again: what is learned by heart shows within few iterations.

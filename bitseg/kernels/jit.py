@@ -1,19 +1,67 @@
 """How kernels are compiled: without the GIL, and kept on disk where there is a place for them."""
 
+import hashlib
+import sys
+from pathlib import Path
+
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 
 
 def kernel(function):
     """Compile a function with Numba when it is first called; threads may run it at the same time.
 
-    Compiled code is kept in ``__pycache__`` or the user's cache folder. Where neither can be written (a container
-    with a read-only file system) it is compiled in memory, anew in each process.
+    Compiled code is kept in ``__pycache__``, or else in the user's cache folder. Where neither can be written (a
+    container with a read-only file system) it is compiled in memory, anew in each process.
     """
     compiled = numba.njit(function, nogil=True)
     try:
-        FunctionCache(function)
+        compiled._cache = _KernelCache(function)
     except RuntimeError:  # Numba's word for "no place to keep it"
-        return compiled
-    compiled.enable_caching()
+        compiled._cache = _NoCache()
     return compiled
+
+
+def _kernel_sources():
+    """Hash of all kernels' source: a kernel contains the code of those it calls, in whatever file."""
+    content = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(content).hexdigest()
+
+
+_SOURCES = _kernel_sources()
+_announced = False
+
+
+def _announce(place):
+    global _announced
+    if not _announced:
+        _announced = True
+        print(f"bitseg: compiling for this CPU {place}; this takes some seconds", file=sys.stderr)
+
+
+class _KernelCache(FunctionCache):
+    """Numba's cache, but stale when any kernel changed (Numba looks at one file), and never a reason to fail."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self.cache_path, self._impl.filename_base, _SOURCES)
+
+    def load_overload(self, sig, target_context):
+        try:
+            found = super().load_overload(sig, target_context)
+        except Exception:  # a damaged cache file raises anything; the kernel is compiled again
+            found = None
+        if found is None:
+            _announce("once")
+        return found
+
+    def save_overload(self, sig, data):
+        try:
+            super().save_overload(sig, data)
+        except OSError:  # a full disk: this process has its kernel, the next one compiles again
+            self.disable()
+
+
+class _NoCache(NullCache):
+    def load_overload(self, sig, target_context):
+        _announce("in memory, because no cache folder can be written")

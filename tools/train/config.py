@@ -223,11 +223,26 @@ def _build(kind, values, where):
 
 def _check(config):
     """Raise a `TrainingError` at the first entry whose value is impossible."""
+    demands = _demands(config)
+    for stage in config.stages:
+        demands += [(holds, f"stage '{stage.name}': {message}") for holds, message in _stage_demands(stage)]
+    for holds, message in demands:
+        if not holds:
+            raise TrainingError(message)
+    try:
+        config.architecture.convolutions()
+    except ValueError as error:
+        raise TrainingError(f"architecture: {error}") from None
+
+
+def _demands(config):
+    """Pairs of whether a demand on a configuration holds, and the demand."""
     crop, zoom = config.augmentation.crop, config.augmentation.scale
     architecture, preprocessing = config.architecture, config.preprocessing
     channels = (architecture.stem_channels, *architecture.stage_channels, *architecture.branch_channels)
+    mean, working_size = preprocessing.mean, preprocessing.working_size
     names = [stage.name for stage in config.stages]
-    demands = [
+    return [
         (config.seed >= 0, "seed must not be negative"),
         (config.batch_size >= 1, "batch_size must be at least 1"),
         (config.class_weights in ("none", "log"), "class_weights must be 'none' or 'log'"),
@@ -245,42 +260,36 @@ def _check(config):
         (all(type(count) is int and count > 0 for count in channels), "architecture: channels must be positive"),
         (0 <= architecture.stream_bits <= 8, "architecture: stream_bits must be 1 to 8, or 0 for activation_bits"),
         (
-            len(preprocessing.mean) == 3 and all(type(value) is int and 0 <= value <= 255 for value in preprocessing.mean),
+            len(mean) == 3 and all(type(value) is int and 0 <= value <= 255 for value in mean),
             "preprocessing: mean must be three whole numbers from 0 to 255",
         ),
         (preprocessing.scale > 0, "preprocessing: scale must be positive"),
         (
-            preprocessing.working_size > 0 and preprocessing.working_size % SIZE_MULTIPLE == 0,
+            working_size > 0 and working_size % SIZE_MULTIPLE == 0,
             f"preprocessing: working_size must be a multiple of {SIZE_MULTIPLE}",
         ),
         (len(set(names)) == len(names), "stages: two have the same name"),
     ]
-    for stage in config.stages:
-        bits = stage.weight_bits, stage.activation_bits
-        rates = stage.encoder_rate, stage.decoder_rate, stage.quantizer_rate
-        demands += [
-            (
-                re.fullmatch(r"\w[\w.-]*", stage.name) and stage.name != RUN_CHECKPOINT,
-                f"stage '{stage.name}': the name must suit a file and not be '{RUN_CHECKPOINT}'",
-            ),
-            (
-                all(width == FLOAT_BITS or 1 <= width <= 8 for width in bits),
-                f"stage '{stage.name}': weight_bits and activation_bits must be 1 to 8, or {FLOAT_BITS} for float",
-            ),
-            (stage.iterations >= 1, f"stage '{stage.name}': iterations must be at least 1"),
-            (all(rate > 0 for rate in rates), f"stage '{stage.name}': learning rates must be positive"),
-            (
-                stage.scales and set(stage.scales) <= set(STRIDES) and len(set(stage.scales)) == len(stage.scales),
-                f"stage '{stage.name}': scales must be some of {', '.join(map(str, STRIDES))}",
-            ),
-        ]
-    for holds, message in demands:
-        if not holds:
-            raise TrainingError(message)
-    try:
-        architecture.convolutions()
-    except ValueError as error:
-        raise TrainingError(f"architecture: {error}") from None
+
+
+def _stage_demands(stage):
+    """The same for one stage."""
+    bits = stage.weight_bits, stage.activation_bits
+    rates = stage.encoder_rate, stage.decoder_rate, stage.quantizer_rate
+    distinct = [stride for stride in STRIDES if stride in stage.scales]
+    return [
+        (
+            re.fullmatch(r"\w[\w.-]*", stage.name) and stage.name != RUN_CHECKPOINT,
+            f"the name must suit a file and not be '{RUN_CHECKPOINT}'",
+        ),
+        (
+            all(width == FLOAT_BITS or 1 <= width <= 8 for width in bits),
+            f"weight_bits and activation_bits must be 1 to 8, or {FLOAT_BITS} for floating point",
+        ),
+        (stage.iterations >= 1, "iterations must be at least 1"),
+        (all(rate > 0 for rate in rates), "learning rates must be positive"),
+        (distinct and len(distinct) == len(stage.scales), f"scales must be some of {', '.join(map(str, STRIDES))}"),
+    ]
 
 
 def _is_number(value):

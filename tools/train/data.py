@@ -141,7 +141,11 @@ def batch_stream(batches, numbers, workers):
         A photo or mask cannot be used.
     """
     loader = torch.utils.data.DataLoader(
-        _Carried(batches), sampler=list(numbers), batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None
+        _Carried(batches),
+        sampler=list(numbers),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
     )
     for batch in loader:
         if isinstance(batch, BitsegError):

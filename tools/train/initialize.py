@@ -50,7 +50,9 @@ def load_start(network, path, preprocessing, images):
     wanted = {**vars(network.architecture), **vars(preprocessing)}
     for entry in sorted(set(wanted) - {"weight_bits", "activation_bits", "stream_bits", "working_size"}):
         if found[entry] != wanted[entry]:
-            raise TrainingError(f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}")
+            raise TrainingError(
+                f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}"
+            )
     network.load_state_dict(start.state_dict())
     if start.architecture.stream_bits == network.architecture.stream_bits:
         network.set_bits(start.architecture.weight_bits, start.architecture.activation_bits)

@@ -176,7 +176,9 @@ class WeightQuantizer(nn.Module):
     def forward(self, weight):
         if self.bits == FLOAT_BITS:
             return weight
-        return _QuantizeWeight.apply(weight.flatten(1), self.log_scale, torch.tensor(float(self.levels))).view_as(weight)
+        return _QuantizeWeight.apply(weight.flatten(1), self.log_scale, torch.tensor(float(self.levels))).view_as(
+            weight
+        )
 
     @torch.no_grad()
     def calibrate(self, weight):

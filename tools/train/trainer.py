@@ -70,15 +70,15 @@ class Trainer:
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TrainingError(f"{output}: cannot be made a folder ({error.strerror}); choose another --output") from None
+            raise TrainingError(
+                f"{output}: cannot be made a folder ({error.strerror}); choose another --output"
+            ) from None
         if self._checkpoint(RUN_CHECKPOINT).exists():
             self._resume()
         elif start is not None:
             load_start(self.network, start, config.preprocessing, self._calibration_images())
         elif pretrained is not None:
-            load_pretrained_encoder(
-                self.network, pretrained, self._calibration_images(), config.preprocessing.scale
-            )
+            load_pretrained_encoder(self.network, pretrained, self._calibration_images(), config.preprocessing.scale)
 
     def run(self):
         """Train all remaining stages and score each on the val split.

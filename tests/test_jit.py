@@ -1,0 +1,89 @@
+"""Compiled kernels are kept, renewed and done without, as the machine allows."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bitseg
+
+PROGRAM = """
+import numpy as np
+from bitseg.network.operations import pack_bit_planes
+print(int(pack_bit_planes(np.full((1, 1, 5), 3, np.uint8), 2, margin=0).sums[0, 0]))
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the installed package with no compiled kernels, and a home folder of its own."""
+    copy = tmp_path / "site" / "bitseg"
+    shutil.copytree(Path(bitseg.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    (tmp_path / "home").mkdir()
+    return copy
+
+
+def run(package, **environment):
+    home = package.parent.parent / "home"
+    variables = {**os.environ, "PYTHONPATH": str(package.parent), "HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    variables.pop("NUMBA_CACHE_DIR", None)
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**variables, **environment},
+        cwd=package.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_first_run_says_that_it_compiles_and_the_second_is_silent(package):
+    first, second = run(package), run(package)
+    assert first.stdout == second.stdout == "15\n"
+    assert first.stderr.count("bitseg: compiling") == 1 and second.stderr == ""
+
+
+def test_a_change_in_another_file_renews_a_kernel(package):
+    run(package)
+    source = package / "kernels" / "simd.py"
+    text = source.read_text()
+    changed = text.replace("builder.shl(builder.ctpop(word)", "builder.shl(builder.not_(builder.ctpop(word))")
+    assert changed != text
+    source.write_text(changed)
+    assert run(package).stdout != "15\n"
+
+
+def test_a_damaged_cache_is_replaced(package):
+    run(package)
+    files = list((package / "kernels" / "__pycache__").glob("*.nb?"))
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    result = run(package)
+    assert result.stdout == "15\n" and "Traceback" not in result.stderr
+    assert run(package).stderr == ""
+
+
+def test_without_a_writable_folder_kernels_are_compiled_in_memory(package):
+    # A file where each folder should be stops even root, who may write everywhere else.
+    (package / "kernels" / "__pycache__").write_text("")
+    home = package.parent.parent / "home"
+    home.rmdir()
+    home.write_text("")
+    result = run(package, PYTHONDONTWRITEBYTECODE="1")
+    assert result.stdout == "15\n"
+    assert "in memory" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /dev/full")
+def test_a_full_disk_is_no_reason_to_fail(package):
+    result = run(package, NUMBA_CACHE_DIR="/dev/full")
+    assert result.stdout == "15\n" and "Traceback" not in result.stderr
+
+
+def test_a_generic_cpu_gives_the_same(package):
+    result = run(package, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    assert result.stdout == "15\n", result.stderr

@@ -1,0 +1,118 @@
+"""The whole network: Numba against plain NumPy, for any thread count, on random models and real photos."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from models import random_model
+
+from bitseg.images import read_image, resize
+from bitseg.network.graph import Network
+from bitseg.network.operations import Operations, unpack_bit_planes
+from bitseg.network.reference import ReferenceOperations
+from bitseg.presets import preset_model
+
+MODELS = {
+    "2-2": {},
+    "1-2": {"weight_bits": 1},
+    "paper's stream of k bits": {"stream_bits": 0},
+    "4-4": {"weight_bits": 4, "activation_bits": 4},
+    "resnet50": {"encoder": "resnet50", "stage_channels": (8, 20, 12, 36)},
+    "resnet34 with projections": {"encoder": "resnet34", "stage_channels": (64, 65, 3, 70)},
+}
+
+
+def random_image(height, width, seed):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_numba_gives_the_scores_and_mask_of_numpy(options):
+    model = random_model(**options)
+    kernels, plain = Network(model, Operations(2)), Network(model, ReferenceOperations())
+    for seed, (height, width) in enumerate([(32, 32), (64, 96), (96, 32)]):
+        image = random_image(height, width, seed)
+        expected = plain.scores(image)
+        # At 32x32 the coarsest scale is a single cell: no boundary anywhere, so finer branches do not count.
+        assert len(np.unique(expected)) > expected.size // 2 or (height, width) == (32, 32)
+        assert np.array_equal(kernels.scores(image), expected)
+        shape = height - 5, width + 3
+        expected = plain.label_map(image, shape, (height - 1, width))
+        assert np.array_equal(kernels.label_map(image, shape, (height - 1, width)), expected)
+
+
+@pytest.mark.parametrize("photo", ["astronaut.jpg", "chelsea.jpg"])
+def test_every_feature_map_of_a_photo_equals_numpy(examples, photo):
+    model = preset_model("thin50", "2-2")
+    image = resize(read_image(examples / photo), (96, 128))
+    found = list(_feature_maps(Network(model, Operations(2)), image))
+    expected = list(_feature_maps(Network(model, ReferenceOperations()), image))
+    assert len(found) == len(expected) > 60
+    for (name, codes), (expected_name, expected_codes) in zip(found, expected, strict=True):
+        assert name == expected_name
+        assert len(np.unique(expected_codes)) > 1, f"{name} is constant: the test would show nothing"
+        assert np.array_equal(codes, expected_codes), name
+
+
+def _feature_maps(network, image):
+    """Run a network and yield the name of every operation and its activation codes or scores."""
+    recorder = _Recorder(network.operations)
+    network.operations = recorder
+    network.scores(image)
+    return recorder.results
+
+
+class _Recorder:
+    """Passes operations on and keeps the codes that they give."""
+
+    def __init__(self, operations):
+        self.operations, self.results = operations, []
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            result = getattr(self.operations, name)(*arguments)
+            activation = result[1] if type(result) is tuple else result
+            if hasattr(activation, "words"):
+                channels = next(a.convolution.out_channels for a in arguments if hasattr(a, "convolution"))
+                activation = unpack_bit_planes(activation, channels)
+            self.results.append((name, activation))
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_the_thread_count_does_not_change_the_mask(examples, threads):
+    model = preset_model("thin50", "1-2")
+    image = resize(read_image(examples / "astronaut.jpg"), (160, 224))
+    expected = Network(model, Operations(1)).scores(image)
+    assert np.array_equal(Network(model, Operations(threads)).scores(image), expected)
+
+
+def test_one_network_may_be_used_by_several_threads_at_once():
+    network = Network(random_model(), Operations(2))
+    images = [random_image(64, 64, seed) for seed in range(8)]
+    expected = [network.scores(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for scores, alone in zip(pool.map(network.scores, images), expected, strict=True):
+            assert np.array_equal(scores, alone)
+
+
+@pytest.mark.parametrize(
+    "image, mend",
+    [
+        (np.zeros((32, 40, 3), np.uint8), "multiples of 32"),
+        (np.zeros((0, 32, 3), np.uint8), "multiples of 32"),
+        (np.zeros((32, 32, 3), np.float32), "give uint8"),
+        (np.zeros((32, 32), np.uint8), "give uint8"),
+    ],
+)
+def test_an_image_that_the_kernels_would_misread_is_refused(image, mend):
+    with pytest.raises(ValueError, match=mend):
+        Network(random_model(), Operations(1)).scores(image)
+
+
+def test_the_full_preset_has_the_parameters_of_the_paper():
+    architecture = preset_model("bfcn50", "1-2").architecture
+    parameters = sum(c.weights + c.out_channels for c in architecture.convolutions().values())
+    assert abs(parameters / 34.4e6 - 1) < 0.02
