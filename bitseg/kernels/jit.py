@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numba
@@ -49,8 +50,10 @@ class _KernelCache(FunctionCache):
     def load_overload(self, sig, target_context):
         try:
             found = super().load_overload(sig, target_context)
-        except Exception:  # a damaged cache file raises anything; the kernel is compiled again
+        except Exception:  # a damaged cache file raises anything; the kernel is compiled and kept again
             found = None
+            with suppress(OSError):
+                self.flush()
         if found is None:
             _announce("once")
         return found

@@ -1,0 +1,82 @@
+"""Speed of layers and whole networks, guarded by pytest-benchmark.
+
+Save a baseline, and compare with it later:
+
+    pytest tests/benchmarks --benchmark-enable --benchmark-save=baseline
+    pytest tests/benchmarks --benchmark-enable --benchmark-compare --benchmark-compare-fail=median:10%
+
+Without ``--benchmark-enable`` each runs once, as a test that it runs at all.
+"""
+
+import time
+
+import numpy as np
+import pytest
+
+from bitseg.images import read_image, resize
+from bitseg.network.graph import Network
+from bitseg.network.operations import Operations, pack_bit_planes
+from bitseg.presets import PRESETS, preset_model
+
+SIZE = 256, 160
+LAYERS = [
+    # One of each kind in the half-width network: bottleneck convolutions of every stage, and a branch.
+    "encoder.stage1.1.conv1",
+    "encoder.stage1.1.conv2",
+    "encoder.stage2.1.conv1",
+    "encoder.stage2.1.conv2",
+    "encoder.stage3.1.conv1",
+    "encoder.stage3.1.conv2",
+    "encoder.stage4.1.conv2",
+    "branch4.block.conv1",
+]
+
+
+def _stride(name):
+    """Stride of a layer's input with respect to the image."""
+    if name.startswith("branch"):
+        return int(name.removeprefix("branch").split(".")[0])
+    return 2 ** (int(name.split("stage")[1][0]) + 1)
+
+
+@pytest.mark.parametrize("bits", ["1-2", "2-2"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer(benchmark, name, bits):
+    network = Network(preset_model("thin50", bits), Operations(1))
+    layer = network.layers[name]
+    convolution = layer.convolution
+    height, width = SIZE[1] // _stride(name), SIZE[0] // _stride(name)
+    codes = np.random.default_rng(0).integers(
+        0, 2**convolution.input_bits, (height, width, convolution.in_channels), dtype=np.uint8
+    )
+    planes = pack_bit_planes(codes, convolution.input_bits)
+    benchmark(network.operations.convolve, planes, layer)
+    multiplications = height * width * convolution.weights // convolution.stride**2
+    benchmark.extra_info["multiplications"] = multiplications
+    if benchmark.stats:
+        benchmark.extra_info["gmac_per_second"] = round(multiplications / benchmark.stats.stats.median / 1e9, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bits", ["1-2", "2-2"])
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_network(benchmark, examples, preset, bits, threads):
+    network = Network(preset_model(preset, bits), Operations(threads))
+    width, height = SIZE
+    image = resize(read_image(examples / "astronaut.jpg"), (height, width))
+    labels = benchmark(network.label_map, image, (height, width), (height, width))
+    assert labels.shape == (height, width)
+    if benchmark.stats:
+        # The same machine's matrix product, so that the figure means something elsewhere.
+        benchmark.extra_info["ratio_to_sgemm"] = round(benchmark.stats.stats.median / _sgemm_seconds(), 3)
+
+
+def _sgemm_seconds(size=1024, rounds=5):
+    """Median time of a square float32 matrix product in NumPy."""
+    matrix = np.ones((size, size), np.float32)
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - began)
+    return sorted(times)[rounds // 2]
