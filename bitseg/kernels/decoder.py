@@ -84,28 +84,34 @@ def softmax_rows(scores, y0, y1, probabilities):
 def refine_rows(scores, probabilities, branch, radius, y0, y1, refined):
     """Rows y0 to y1 of ``scores + gate * branch``; the gate is dilation minus erosion in a window of 2 radius + 1."""
     classes, height, width = scores.shape
-    # Extremes of the columns, with a border that never wins, and of the windows.
+    # Extremes of the columns, with a border that never wins, and of the windows. Slices, because an index that might
+    # be negative keeps LLVM from using vectors.
     column_high = np.full(width + 2 * radius, -np.inf, np.float32)
     column_low = np.full(width + 2 * radius, np.inf, np.float32)
+    inner_high, inner_low = column_high[radius : radius + width], column_low[radius : radius + width]
     high, low = np.empty(width, np.float32), np.empty(width, np.float32)
     for y in range(y0, y1):
         top, bottom = max(y - radius, 0), min(y + radius + 1, height)
         for c in range(classes):
-            for x in range(width):
-                column_high[radius + x] = probabilities[c, top, x]
-                column_low[radius + x] = probabilities[c, top, x]
+            inner_high[:] = probabilities[c, top]
+            inner_low[:] = probabilities[c, top]
             for row in range(top + 1, bottom):
-                for x in range(width):
-                    column_high[radius + x] = max(column_high[radius + x], probabilities[c, row, x])
-                    column_low[radius + x] = min(column_low[radius + x], probabilities[c, row, x])
+                _extend(inner_high, inner_low, probabilities[c, row], probabilities[c, row])
             high[:] = column_high[:width]
             low[:] = column_low[:width]
             for shift in range(1, 2 * radius + 1):
-                for x in range(width):
-                    high[x] = max(high[x], column_high[x + shift])
-                    low[x] = min(low[x], column_low[x + shift])
+                _extend(high, low, column_high[shift : shift + width], column_low[shift : shift + width])
+            coarse, fine, result = scores[c, y], branch[c, y], refined[c, y]
             for x in range(width):
-                refined[c, y, x] = scores[c, y, x] + (high[x] - low[x]) * branch[c, y, x]
+                result[x] = coarse[x] + (high[x] - low[x]) * fine[x]
+
+
+@kernel
+def _extend(high, low, more_high, more_low):
+    """Widen running extremes by those of other pixels; float32 rows."""
+    for x in range(len(high)):
+        high[x] = max(high[x], more_high[x])
+        low[x] = min(low[x], more_low[x])
 
 
 @kernel
