@@ -12,7 +12,7 @@ import bitseg
 
 PROGRAM = """
 import numpy as np
-from bitseg.network.operations import pack_bit_planes
+from bitseg.network.layout import pack_bit_planes
 print(int(pack_bit_planes(np.full((1, 1, 5), 3, np.uint8), 2, margin=0).sums[0, 0]))
 """
 

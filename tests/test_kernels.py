@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from bitseg.architecture import Convolution
+from bitseg.kernels import simd
 from bitseg.model_file import LayerWeights, StreamScales
 from bitseg.network import reference
-from bitseg.network.operations import Operations, pack_bit_planes, unpack_bit_planes
+from bitseg.network.layout import pack_bit_planes, unpack_bit_planes
+from bitseg.network.operations import Operations
 from bitseg.network.reference import ReferenceOperations
 
 SHAPES = [
@@ -23,6 +25,8 @@ SHAPES = [
 ]
 BITS = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 1), (1, 4), (4, 4), (5, 7), (8, 8)]
 THREADS = [1, 2, 3, 7]
+
+needs_byte_shuffle = pytest.mark.skipif(not simd.has_byte_shuffle(), reason="the look-up kernel needs AVX2")
 
 
 def random_layer(generator, shape, weight_bits, input_bits, output_bits):
@@ -78,13 +82,17 @@ def test_codes_of_another_type_are_refused_with_the_mend():
         pack_bit_planes(np.zeros((1, 1, 1), np.int64), 2)
 
 
+KERNELS = ["popcount", pytest.param("lookup", marks=needs_byte_shuffle)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("weight_bits, input_bits", BITS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_convolution_equals_numpy(shape, weight_bits, input_bits, threads):
+def test_convolution_equals_numpy(shape, weight_bits, input_bits, threads, kernel):
     generator = np.random.default_rng([weight_bits, input_bits, *shape])
     convolution, weights, codes = random_layer(generator, shape, weight_bits, input_bits, 4)
-    operations, plain = Operations(threads), ReferenceOperations()
+    operations, plain = Operations(threads, kernel), ReferenceOperations()
     planes = pack_bit_planes(codes, input_bits, convolution.padding)
     result = operations.convolve(planes, operations.prepare(convolution, weights))
     expected = plain.convolve(codes, plain.prepare(convolution, weights))
@@ -102,6 +110,20 @@ def test_the_largest_sums_do_not_overflow():
     expected = plain.convolve(codes, plain.prepare(convolution, weights))
     assert expected[1, 1, 0] == 255 and expected[0, 0, 0] == 133
     assert np.array_equal(unpack_bit_planes(result, 8), expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bits, channels", [(1, 2048), (2, 2048), (3, 1024), (4, 480), (4, 4096)])
+def test_full_sums_do_not_overflow_a_lane(kernel, bits, channels):
+    # All ones on all ones: the largest count of every table entry, of 8-bit lanes and of 16-bit sums.
+    convolution = Convolution(channels, 40, 3, 1, 2, bits, 8)
+    weights = LayerWeights(
+        np.full((40, 3, 3, channels), 3, np.uint8), np.full(40, 1e-3, np.float32), np.zeros(40, np.float32)
+    )
+    codes = np.full((3, 5, channels), 2**bits - 1, np.uint8)
+    operations, plain = Operations(1, kernel), ReferenceOperations()
+    result = operations.convolve(pack_bit_planes(codes, bits), operations.prepare(convolution, weights))
+    assert np.array_equal(unpack_bit_planes(result, 40), plain.convolve(codes, plain.prepare(convolution, weights)))
 
 
 def test_sums_that_could_overflow_are_refused():
@@ -214,6 +236,11 @@ def test_the_gate_is_one_at_a_sure_boundary_and_zero_inside():
     probabilities[0, :, :10], probabilities[1, :, 10:] = 1, 1
     gate = reference.boundary_gate(probabilities, 4)
     assert gate[:, :, 6:14].min() == 1 and gate[:, :, :6].max() == 0 and gate[:, :, 14:].max() == 0
+
+
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match="choose one of"):
+        Operations(1, "magic")
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -8,7 +8,8 @@ from models import random_model
 
 from bitseg.images import read_image, resize
 from bitseg.network.graph import Network
-from bitseg.network.operations import Operations, unpack_bit_planes
+from bitseg.network.layout import unpack_bit_planes
+from bitseg.network.operations import Operations
 from bitseg.network.reference import ReferenceOperations
 from bitseg.presets import preset_model
 

@@ -1,7 +1,6 @@
-"""Bit convolution by AND and popcount, and what follows it: scale, add the shortcut, round, pack.
+"""Bit convolution by AND and popcount: words of 64 channels, 8 output channels across the lanes of a vector.
 
-A kernel works on rows y0 to y1 of the output, a few pixels at a time, so that the sums of all their channels stay in
-the first-level cache: no full-size integer or float map is written to memory.
+It needs nothing but a population count, which LLVM has for every CPU; with AVX-512's own it is the fastest kernel.
 """
 
 from collections import namedtuple
@@ -9,39 +8,24 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
-from .bitplanes import pack_pixels
 from .jit import kernel
 
 LANES = 8
 """Output channels computed side by side: the 64-bit lanes of a vector."""
 
-SUMS_IN_CACHE = 8192
-"""Sums (int32) kept at a time: 32 KB, the usual size of a first-level cache."""
+PopcountFilters = namedtuple("PopcountFilters", "weights multiplier offset kernel levels stride padding")
+"""Weights of one convolution.
 
-Filters = namedtuple("Filters", "words multiplier offset kernel levels stride padding")
-"""Weights of one convolution, laid out for `convolve_pixels`.
-
-words : tuple of uint64 arrays, one for each bit, shape (ceil(out / 8), kernel, kernel * ceil(in / 64), 8).
+weights : tuple of uint64 arrays, one for each bit, shape (ceil(out / 8), kernel, kernel * ceil(in / 64), 8).
     The last axis runs over 8 output channels. A tuple for the reason given at `bitplanes.Planes`.
-multiplier, offset : float32, shape (64 * ceil(out / 64),)
-    Turn the integer sum t into ``t * multiplier + offset``; 0 past the last channel.
-kernel, stride, padding : int
-levels : int
-    Largest weight code, ``2**bits - 1``.
-"""
-
-Rounding = namedtuple("Rounding", "largest activation_multiplier activation_largest")
-"""How real values become codes: float32 scalars.
-
-largest : largest code of the result, ``2**bits - 1``.
-activation_multiplier, activation_largest : from stream codes to the codes that convolutions read.
+The other fields are those of `convolution.FILTER_FIELDS`.
 """
 
 
 @kernel
-def tap_offsets(planes, filters):
+def workspace(planes, filters):
     """Where the words of a window lie, counted from its first word: intp, shape (kernel * span,)."""
-    _, kernel_size, span, _ = filters.words[0].shape
+    _, kernel_size, span, _ = filters.weights[0].shape
     columns, words = planes.words[0].shape[1:]
     offsets = np.empty(kernel_size * span, np.intp)
     for row in range(kernel_size):
@@ -51,27 +35,28 @@ def tap_offsets(planes, filters):
 
 
 @kernel
-def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
-    """Unsigned integer sums of output pixels x0 to x1 of row `y`.
+def begin_row(planes, filters, offsets, y):
+    """Nothing is made for each row."""
 
-    offsets : what `tap_offsets` gives; sums : int32, shape (at least x1 - x0, out). Receives ``sum(a * q)``; the rest
-    is done by `_scale`.
-    """
+
+@kernel
+def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
+    """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     columns, words = planes.words[0].shape[1:]
     step = filters.stride * words
     border = planes.margin - filters.padding
     first = ((y * filters.stride + border) * columns + border) * words
-    out, last, blocks, taps = sums.shape[1], x1 - 1, filters.words[0].shape[0], len(offsets)
+    out, last, blocks, taps = sums.shape[1], x1 - 1, filters.weights[0].shape[0], len(offsets)
     for x in range(x0, x1, 4):
         # At the right edge the last pixel is computed again instead of one outside.
         p0, p1, p2, p3 = x, min(x + 1, last), min(x + 2, last), min(x + 3, last)
         a0, a1, a2, a3 = first + p0 * step, first + p1 * step, first + p2 * step, first + p3 * step
         s0, s1, s2, s3 = (p0 - x0) * out, (p1 - x0) * out, (p2 - x0) * out, (p3 - x0) * out
         for block in range(blocks):
-            count0 = simd.zero_counts(planes.words, filters.words)
+            count0 = simd.zero_counts(planes.words, filters.weights)
             count1, count2, count3 = count0, count0, count0
             for tap in range(taps):
-                weight = simd.load_u64x8_each(filters.words, (block * taps + tap) * LANES)
+                weight = simd.load_u64x8_each(filters.weights, (block * taps + tap) * LANES)
                 offset = offsets[tap]
                 count0 = simd.count_matches(count0, simd.broadcast_u64x8_each(planes.words, a0 + offset), weight)
                 count1 = simd.count_matches(count1, simd.broadcast_u64x8_each(planes.words, a1 + offset), weight)
@@ -82,151 +67,3 @@ def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
             simd.store(sums, s1 + o, simd.weigh_counts(count1))
             simd.store(sums, s2 + o, simd.weigh_counts(count2))
             simd.store(sums, s3 + o, simd.weigh_counts(count3))
-
-
-@kernel
-def _center(planes, filters, y, x):
-    """``levels * sum(a)`` over the window of an output pixel: ``sum(a (2 q - levels)) = 2 sum(a q) - center``."""
-    top = y * filters.stride + planes.margin - filters.padding
-    left = x * filters.stride + planes.margin - filters.padding
-    window = 0
-    for row in range(top, top + filters.kernel):
-        for column in range(left, left + filters.kernel):
-            window += planes.sums[row, column]
-    return simd.broadcast_i32x16(np.int32(filters.levels * window))
-
-
-@kernel
-def _scale(sums, position, center, filters, channel):
-    """``t * multiplier + offset`` for 16 channels, ``t = 2 sum(a q) - center``; each step rounded to float32."""
-    total = simd.load_i32x16(sums, position)
-    value = simd.i32x16_to_f32x16(simd.subtract(simd.add(total, total), center))
-    value = simd.multiply_float(value, simd.load_f32x16(filters.multiplier, channel))
-    return simd.add_float(value, simd.load_f32x16(filters.offset, channel))
-
-
-@kernel
-def round_to_codes(value, largest):
-    """``rint(clip(value, 0, largest))`` of 16 float32 values, as int32."""
-    value = simd.clip(value, simd.broadcast_f32x16(np.float32(0)), simd.broadcast_f32x16(largest))
-    return simd.f32x16_to_i32x16(simd.rint(value))
-
-
-@kernel
-def store_stream(value, rounding, stream, stream_position, activation, position):
-    """Round 16 values to stream codes and these to activation codes; write both."""
-    code = round_to_codes(value, rounding.largest)
-    simd.store(stream, stream_position, simd.i32x16_to_u8x16(code))
-    scale = simd.broadcast_f32x16(rounding.activation_multiplier)
-    value = simd.multiply_float(simd.i32x16_to_f32x16(code), scale)
-    code = round_to_codes(value, rounding.activation_largest)
-    simd.store(activation, position, simd.i32x16_to_u8x16(code))
-
-
-@kernel
-def _scratch(channels, width):
-    """Sums and codes of as many pixels as fit the cache."""
-    pixels = min(width, max(4, SUMS_IN_CACHE // channels))
-    return np.zeros((pixels, channels), np.int32), np.empty((pixels, channels), np.uint8)
-
-
-@kernel
-def convolve_to_planes(planes, filters, rounding, y0, y1, width, result):
-    """Rows y0 to y1: convolve, scale, round to codes, pack into the planes `result`."""
-    channels = filters.multiplier.size
-    sums, codes = _scratch(channels, width)
-    offsets = tap_offsets(planes, filters)
-    for y in range(y0, y1):
-        for x0 in range(0, width, len(sums)):
-            x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
-            for x in range(x0, x1):
-                center = _center(planes, filters, y, x)
-                for o in range(0, channels, 16):
-                    position = (x - x0) * channels + o
-                    code = round_to_codes(_scale(sums, position, center, filters, o), rounding.largest)
-                    simd.store(codes, position, simd.i32x16_to_u8x16(code))
-            pack_pixels(codes, result, y, x0, x1)
-
-
-@kernel
-def convolve_to_stream(planes, filters, rounding, y0, y1, stream, result):
-    """Rows y0 to y1: convolve, scale, round to stream codes, and from there to activation planes."""
-    _, width, channels = stream.shape
-    sums, codes = _scratch(channels, width)
-    offsets = tap_offsets(planes, filters)
-    for y in range(y0, y1):
-        for x0 in range(0, width, len(sums)):
-            x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
-            for x in range(x0, x1):
-                center = _center(planes, filters, y, x)
-                for o in range(0, channels, 16):
-                    position = (x - x0) * channels + o
-                    value = _scale(sums, position, center, filters, o)
-                    store_stream(value, rounding, stream, (y * width + x) * channels + o, codes, position)
-            pack_pixels(codes, result, y, x0, x1)
-
-
-@kernel
-def convolve_and_add(planes, filters, shortcut, shortcut_multiplier, rounding, y0, y1, stream, result):
-    """As `convolve_to_stream`, but ``shortcut code * shortcut_multiplier`` is added before rounding."""
-    _, width, channels = stream.shape
-    sums, codes = _scratch(channels, width)
-    offsets = tap_offsets(planes, filters)
-    scale = simd.broadcast_f32x16(shortcut_multiplier)
-    for y in range(y0, y1):
-        for x0 in range(0, width, len(sums)):
-            x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
-            for x in range(x0, x1):
-                center = _center(planes, filters, y, x)
-                for o in range(0, channels, 16):
-                    position, stream_position = (x - x0) * channels + o, (y * width + x) * channels + o
-                    incoming = simd.u8x16_to_i32x16(simd.load_u8x16(shortcut, stream_position))
-                    identity = simd.multiply_float(simd.i32x16_to_f32x16(incoming), scale)
-                    value = simd.add_float(_scale(sums, position, center, filters, o), identity)
-                    store_stream(value, rounding, stream, stream_position, codes, position)
-            pack_pixels(codes, result, y, x0, x1)
-
-
-@kernel
-def convolve_and_project(planes, filters, block_planes, projection, rounding, y0, y1, stream, result):
-    """As `convolve_to_stream`, but a second convolution of the block's own input is added before rounding."""
-    _, width, channels = stream.shape
-    sums, codes = _scratch(channels, width)
-    offsets = tap_offsets(planes, filters)
-    projected, block_offsets = np.zeros_like(sums), tap_offsets(block_planes, projection)
-    for y in range(y0, y1):
-        for x0 in range(0, width, len(sums)):
-            x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
-            convolve_pixels(block_planes, projection, block_offsets, y, x0, x1, projected)
-            for x in range(x0, x1):
-                center, projected_center = _center(planes, filters, y, x), _center(block_planes, projection, y, x)
-                for o in range(0, channels, 16):
-                    position = (x - x0) * channels + o
-                    shortcut = _scale(projected, position, projected_center, projection, o)
-                    value = simd.add_float(_scale(sums, position, center, filters, o), shortcut)
-                    store_stream(value, rounding, stream, (y * width + x) * channels + o, codes, position)
-            pack_pixels(codes, result, y, x0, x1)
-
-
-@kernel
-def convolve_to_scores(planes, filters, y0, y1, scores):
-    """Rows y0 to y1: convolve and scale to float32 scores of shape (classes, height, width)."""
-    classes, _, width = scores.shape
-    channels = filters.multiplier.size
-    sums, _ = _scratch(channels, width)
-    offsets = tap_offsets(planes, filters)
-    values = np.empty(channels, np.float32)
-    for y in range(y0, y1):
-        for x0 in range(0, width, len(sums)):
-            x1 = min(x0 + len(sums), width)
-            convolve_pixels(planes, filters, offsets, y, x0, x1, sums)
-            for x in range(x0, x1):
-                center = _center(planes, filters, y, x)
-                for o in range(0, classes, 16):
-                    simd.store(values, o, _scale(sums, (x - x0) * channels + o, center, filters, o))
-                for c in range(classes):
-                    scores[c, y, x] = values[c]

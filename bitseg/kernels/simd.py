@@ -1,4 +1,4 @@
-"""SIMD vectors as Numba values: 64 bytes each, made of generic LLVM operations only.
+"""SIMD vectors as Numba values, made of generic LLVM operations, but for the byte shuffle at the end.
 
 A `Vector` is an ordinary value in a kernel: it lives in a register and every operation below is one LLVM instruction
 or intrinsic. LLVM splits a vector where the CPU's registers are narrower, so a kernel written with them is correct on
@@ -8,6 +8,7 @@ any CPU, and the results do not depend on the width. Offsets count elements of t
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.datamodel import models
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_model
 
 _INT32 = ir.IntType(32)
@@ -37,7 +38,9 @@ i32x8 = Vector("i32", ir.IntType(32), 8)
 i32x16 = Vector("i32", ir.IntType(32), 16)
 f32x16 = Vector("f32", ir.FloatType(), 16)
 u8x16 = Vector("u8", ir.IntType(8), 16)
+u8x32 = Vector("u8", ir.IntType(8), 32)
 u8x64 = Vector("u8", ir.IntType(8), 64)
+u16x16 = Vector("u16", ir.IntType(16), 16)
 
 
 def _pointer(context, builder, array_type, array, offset, vector):
@@ -293,3 +296,143 @@ def maximum_u8(typing_context, a, b):
         return builder.select(builder.icmp_unsigned(">", *values), *values)
 
     return a(a, b), code
+
+
+# Look-up: byte shuffles of 32 lanes, for `lookup.py`. LLVM has no generic form of them, so AVX2 is required.
+
+
+def has_byte_shuffle():
+    """Whether the CPU that Numba compiles for has AVX2; asking LLVM for its shuffle elsewhere ends the process."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+avx2" in features.split(",")
+
+
+def has_vector_popcount():
+    """Whether the CPU that Numba compiles for counts the bits of 64-bit lanes in one instruction."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+avx512vpopcntdq" in features.split(",")
+
+
+@intrinsic
+def store_tables(typing_context, tables, position, planes, word, shift, counts):
+    """Make the two 16-byte tables of 8 channels: bits `shift` to `shift + 7` of word number `word` of each plane."""
+
+    def code(context, builder, signature, values):
+        tables_type, _, planes_type, _, _, counts_type = signature.args
+        tables, position, planes, word, shift, counts = values
+        counts = context.make_array(counts_type)(context, builder, counts).data
+        int64 = ir.IntType(64)
+        for nibble in range(2):
+            total = None
+            for bit, plane in enumerate(cgutils.unpack_tuple(builder, planes)):
+                data = context.make_array(planes_type.dtype)(context, builder, plane).data
+                value = builder.lshr(builder.load(builder.gep(data, [word])), builder.add(shift, int64(4 * nibble)))
+                row = builder.add(builder.shl(builder.and_(value, int64(15)), int64(4)), int64(bit * 256))
+                table = _load_unaligned(builder, builder.gep(counts, [row]), u8x16)
+                total = table if total is None else builder.add(total, table)
+            place = builder.add(position, int64(16 * nibble))
+            builder.store(total, _pointer(context, builder, tables_type, tables, place, u8x16)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(tables, types.intp, planes, types.intp, types.intp, counts), code
+
+
+@intrinsic
+def zero_narrow(typing_context, weights):
+    """A zero u8x32 vector for each plane of `weights`."""
+
+    def code(context, builder, signature, values):
+        zero = ir.Constant(u8x32.llvm, [0] * u8x32.lanes)
+        return context.make_tuple(builder, signature.return_type, [zero] * len(signature.args[0]))
+
+    return types.UniTuple(u8x32, len(weights))(weights), code
+
+
+@intrinsic
+def zero_wide(typing_context, weights):
+    """Two zero u16x16 vectors, of even and of odd lanes, for each plane of `weights`."""
+
+    def code(context, builder, signature, values):
+        zero = ir.Constant(u16x16.llvm, [0] * u16x16.lanes)
+        return context.make_tuple(builder, signature.return_type, [zero] * (2 * len(signature.args[0])))
+
+    return types.UniTuple(u16x16, 2 * len(weights))(weights), code
+
+
+@intrinsic
+def load_nibbles_each(typing_context, arrays, offset):
+    """Load 32 bytes from each of a tuple of arrays, as two vectors: their low and their high nibbles."""
+
+    def code(context, builder, signature, values):
+        low_bits = ir.Constant(u8x32.llvm, [15] * u8x32.lanes)
+        found = []
+        for array in cgutils.unpack_tuple(builder, values[0]):
+            data = context.make_array(signature.args[0].dtype)(context, builder, array).data
+            value = _load_unaligned(builder, builder.gep(data, [values[1]]), u8x32)
+            found.append(builder.and_(value, low_bits))
+            # Bytes cannot be shifted on x86; of shifted pairs the low nibbles are the same.
+            pairs = builder.lshr(builder.bitcast(value, u16x16.llvm), ir.Constant(u16x16.llvm, [4] * u16x16.lanes))
+            found.append(builder.and_(builder.bitcast(pairs, u8x32.llvm), low_bits))
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(u8x32, 2 * len(arrays))(arrays, types.intp), code
+
+
+@intrinsic
+def look_up(typing_context, counts, tables, offset, nibbles):
+    """Add what two neighbouring 16-byte tables hold at the low and high nibbles of each weight plane."""
+
+    def code(context, builder, signature, values):
+        counts, tables, offset, nibbles = values
+        counts, nibbles = cgutils.unpack_tuple(builder, counts), cgutils.unpack_tuple(builder, nibbles)
+        shuffle = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(u8x32.llvm, [u8x32.llvm] * 2), "llvm.x86.avx2.pshuf.b"
+        )
+        twice = ir.Constant(ir.VectorType(_INT32, 32), [*range(16), *range(16)])
+        for half in range(2):
+            place = builder.add(offset, ir.IntType(64)(16 * half))
+            pointer = _pointer(context, builder, signature.args[1], tables, place, u8x16)
+            table = _load_unaligned(builder, pointer, u8x16)
+            table = builder.shuffle_vector(table, ir.Constant(u8x16.llvm, ir.Undefined), twice)
+            for plane in range(len(counts)):
+                found = builder.call(shuffle, [table, nibbles[2 * plane + half]])
+                counts[plane] = builder.add(counts[plane], found)
+        return context.make_tuple(builder, signature.return_type, counts)
+
+    return counts(counts, tables, types.intp, nibbles), code
+
+
+@intrinsic
+def widen(typing_context, wide, narrow):
+    """Add 8-bit counts to 16-bit ones, even and odd lanes apart."""
+
+    def code(context, builder, signature, values):
+        wide, narrow = (cgutils.unpack_tuple(builder, value) for value in values)
+        low_byte = ir.Constant(u16x16.llvm, [255] * u16x16.lanes)
+        eight = ir.Constant(u16x16.llvm, [8] * u16x16.lanes)
+        for plane, count in enumerate(narrow):
+            pairs = builder.bitcast(count, u16x16.llvm)
+            wide[2 * plane] = builder.add(wide[2 * plane], builder.and_(pairs, low_byte))
+            wide[2 * plane + 1] = builder.add(wide[2 * plane + 1], builder.lshr(pairs, eight))
+        return context.make_tuple(builder, signature.return_type, wide)
+
+    return wide(wide, narrow), code
+
+
+@intrinsic
+def store_wide(typing_context, sums, position, wide):
+    """Write ``sum(2**plane * count)`` of 32 channels: the even lanes first, then the odd ones."""
+
+    def code(context, builder, signature, values):
+        sums, position, wide = values
+        counts = [builder.zext(value, i32x16.llvm) for value in cgutils.unpack_tuple(builder, wide)]
+        for half in range(2):
+            total = counts[half]
+            for plane in range(1, len(counts) // 2):
+                shift = ir.Constant(i32x16.llvm, [plane] * i32x16.lanes)
+                total = builder.add(total, builder.shl(counts[2 * plane + half], shift))
+            place = builder.add(position, ir.IntType(64)(16 * half))
+            builder.store(total, _pointer(context, builder, signature.args[0], sums, place, i32x16)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(sums, types.intp, wide), code

@@ -6,8 +6,8 @@ import numpy as np
 
 from . import simd
 from .bitplanes import pack_pixels
+from .convolution import round_to_codes
 from .jit import kernel
-from .popcount import round_to_codes
 
 StemFilters = namedtuple("StemFilters", "weights multiplier offset kernel")
 """Weights of the first layer.

@@ -15,7 +15,8 @@ import pytest
 
 from bitseg.images import read_image, resize
 from bitseg.network.graph import Network
-from bitseg.network.operations import Operations, pack_bit_planes
+from bitseg.network.layout import pack_bit_planes
+from bitseg.network.operations import Operations
 from bitseg.presets import PRESETS, preset_model
 
 SIZE = 256, 160
