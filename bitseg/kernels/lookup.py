@@ -28,9 +28,10 @@ weights : tuple of uint8 arrays, one for each bit, shape (ceil(out / 32), kernel
 The other fields are those of `convolution.FILTER_FIELDS`.
 """
 
-_NIBBLE_COUNTS = np.array([[bin(a & w).count("1") for w in range(16)] for a in range(16)], np.uint8)
-TABLES = np.stack([_NIBBLE_COUNTS << bit for bit in range(MOST_ACTIVATION_BITS)])
-"""``TABLES[j, a, w] = 2**j popcount(a & w)``, uint8."""
+_NIBBLE_COUNTS = np.array([[(a & w).bit_count() for w in range(16)] for a in range(16)], np.uint8)
+_BYTE_TABLES = np.array([[*_NIBBLE_COUNTS[a & 15], *_NIBBLE_COUNTS[a >> 4]] for a in range(256)], np.uint8)
+TABLES = np.stack([_BYTE_TABLES << bit for bit in range(MOST_ACTIVATION_BITS)])
+"""``TABLES[j, a]``: the two tables of ``2**j popcount(. & w)`` for the low and the high nibble of byte a, 32 bytes."""
 
 
 @kernel

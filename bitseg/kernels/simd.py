@@ -315,23 +315,24 @@ def has_vector_popcount():
 
 @intrinsic
 def store_tables(typing_context, tables, position, planes, word, shift, counts):
-    """Make the two 16-byte tables of 8 channels: bits `shift` to `shift + 7` of word number `word` of each plane."""
+    """Make the two 16-byte tables of 8 channels: bits `shift` to `shift + 7` of word number `word` of each plane.
+
+    counts : `lookup.TABLES`.
+    """
 
     def code(context, builder, signature, values):
         tables_type, _, planes_type, _, _, counts_type = signature.args
         tables, position, planes, word, shift, counts = values
         counts = context.make_array(counts_type)(context, builder, counts).data
         int64 = ir.IntType(64)
-        for nibble in range(2):
-            total = None
-            for bit, plane in enumerate(cgutils.unpack_tuple(builder, planes)):
-                data = context.make_array(planes_type.dtype)(context, builder, plane).data
-                value = builder.lshr(builder.load(builder.gep(data, [word])), builder.add(shift, int64(4 * nibble)))
-                row = builder.add(builder.shl(builder.and_(value, int64(15)), int64(4)), int64(bit * 256))
-                table = _load_unaligned(builder, builder.gep(counts, [row]), u8x16)
-                total = table if total is None else builder.add(total, table)
-            place = builder.add(position, int64(16 * nibble))
-            builder.store(total, _pointer(context, builder, tables_type, tables, place, u8x16)).align = 1
+        total = None
+        for bit, plane in enumerate(cgutils.unpack_tuple(builder, planes)):
+            data = context.make_array(planes_type.dtype)(context, builder, plane).data
+            byte = builder.and_(builder.lshr(builder.load(builder.gep(data, [word])), shift), int64(255))
+            row = builder.add(builder.shl(byte, int64(5)), int64(bit * 256 * 32))
+            table = _load_unaligned(builder, builder.gep(counts, [row]), u8x32)
+            total = table if total is None else builder.add(total, table)
+        builder.store(total, _pointer(context, builder, tables_type, tables, position, u8x32)).align = 1
         return context.get_dummy_value()
 
     return types.void(tables, types.intp, planes, types.intp, types.intp, counts), code
