@@ -57,7 +57,13 @@ def main():
     help="Long side at which a larger photo is segmented. The mask is always of the photo's size.",
 )
 @click.option("--threads", type=click.IntRange(min=1), show_default="one per core", help="Threads to use.")
-def predict(photo, output, overlay, model, size, threads):
+@click.option(
+    "--kernel",
+    type=click.Choice(["auto", "popcount", "lookup"]),
+    default="auto",
+    help="How convolutions are computed; the mask is the same.",
+)
+def predict(photo, output, overlay, model, size, threads, kernel):
     """Segment PHOTO and write its mask.
 
     The mask is an indexed PNG of the photo's size: a pixel's value is its class id, its colour is the class colour.
@@ -72,7 +78,7 @@ def predict(photo, output, overlay, model, size, threads):
     if output.exists() and output.samefile(photo):
         raise click.UsageError("the output would replace the photo; choose another name with -o")
 
-    segmentation = load(model, threads=threads).predict(image, size=size)
+    segmentation = load(model, threads, kernel).predict(image, size=size)
     if overlay:
         save_picture(segmentation.overlay(), output, kind)
     else:

@@ -14,7 +14,7 @@ from .segmentation import Segmentation
 DEFAULT_MODEL = "voc7-w2a2"
 
 
-def load(model=DEFAULT_MODEL, threads=None):
+def load(model=DEFAULT_MODEL, threads=None, kernel="auto"):
     """Load a model.
 
     Parameters
@@ -23,6 +23,8 @@ def load(model=DEFAULT_MODEL, threads=None):
         Name of an installed model, or path of an ``.h5`` file.
     threads : int or None
         Threads to use; None: one for each processor this process may use.
+    kernel : {"auto", "popcount", "lookup"}
+        How convolutions are computed; auto takes what is fastest on this CPU. The masks are the same.
 
     Returns
     -------
@@ -32,8 +34,10 @@ def load(model=DEFAULT_MODEL, threads=None):
     ------
     ModelFileError
         There is no such model, or its file is damaged.
+    BitsegError
+        The thread count or the kernel cannot be used.
     """
-    return Segmenter(read_model(find_model(model)), threads)
+    return Segmenter(read_model(find_model(model)), threads, kernel)
 
 
 class Segmenter:
@@ -43,14 +47,21 @@ class Segmenter:
     ----------
     model : bitseg.model_file.Model
     threads : int or None
+    kernel : {"auto", "popcount", "lookup"}
         As for `load`.
+
+    Raises
+    ------
+    BitsegError
+        The thread count or the kernel cannot be used.
     """
 
-    def __init__(self, model, threads=None):
-        if threads is not None and threads < 1:
-            raise BitsegError(f"threads must be at least 1, not {threads}")
+    def __init__(self, model, threads=None, kernel="auto"):
         self.model = model
-        self.network = Network(model, Operations(threads))
+        try:
+            self.network = Network(model, Operations(threads, kernel))
+        except ValueError as error:
+            raise BitsegError(str(error)) from None
 
     def predict(self, image, size=None):
         """Segment a photo.

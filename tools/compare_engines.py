@@ -53,9 +53,14 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime fp32"
 
-    def __init__(self, model, height, width, threads, folder):
+    @staticmethod
+    def load_library():
         import onnxruntime
 
+        return onnxruntime
+
+    def __init__(self, model, height, width, threads, folder):
+        onnxruntime = self.load_library()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -84,10 +89,14 @@ class OpenVinoEngine:
 
     name = "openvino fp32"
 
-    def __init__(self, model, height, width, threads, folder):
+    @staticmethod
+    def load_library():
         import openvino
 
-        core = openvino.Core()
+        return openvino
+
+    def __init__(self, model, height, width, threads, folder):
+        core = self.load_library().Core()
         options = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
@@ -172,10 +181,12 @@ def time_engines(engines, image, rounds, warm_up=2):
     return times
 
 
-def peak_memory_mb(name, arguments):
-    """Memory that one run of an engine needs above the process before it, in a process of its own, MB."""
-    command = [sys.executable, "-m", "tools.compare_engines", *arguments, "--memory-of", name]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+def peak_memory_mb(name, arguments, folder):
+    """Memory that an engine needs to load the network and run it once, above its idle process, MB."""
+    command = [sys.executable, "-m", "tools.compare_engines", *arguments, "--memory-of", name, "--folder", folder]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise BitsegError(f"the memory of {name} cannot be measured: {result.stderr.strip().splitlines()[-1]}")
     return float(result.stdout.split()[-1])
 
 
@@ -187,15 +198,18 @@ def _resident_kb(field):
 
 
 def _measure_memory(kind, model, height, width, threads, image, folder):
-    """Peak of resident memory while an engine runs, above the process that has loaded the engine's library."""
-    engine = kind(model, height, width, threads, folder)
-    small = np.zeros((64, 64, 3), np.uint8)
-    if isinstance(engine, BitsegEngine):
-        engine(small)  # compiles: not a cost of the run
+    """Peak of resident memory while an engine loads the network and runs it, above the idle process.
+
+    Idle is the process that has imported the engine and, for bitseg, compiled its kernels in a run on a small image.
+    """
+    if kind is BitsegEngine:
+        kind(model, 64, 64, threads, folder)(np.zeros((64, 64, 3), np.uint8))
+    else:
+        kind.load_library()
     gc.collect()
     before = _resident_kb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    engine(image)
+    kind(model, height, width, threads, folder)(image)
     return (_resident_kb("VmHWM") - before) / 1024
 
 
@@ -229,7 +243,8 @@ def _parse_size(context, parameter, value):
 @click.option("--json", "json_file", type=click.Path(), help="Write the results to this file.")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory too, each engine in its own process.")
 @click.option("--memory-of", type=click.Choice(sorted(ENGINES)), hidden=True)
-def main(preset, bits, model_name, size, threads, rounds, json_file, memory, memory_of):
+@click.option("--folder", hidden=True)
+def main(preset, bits, model_name, size, threads, rounds, json_file, memory, memory_of, folder):
     """Compare bitseg with ONNX Runtime and OpenVINO in fp32 and int8."""
     try:
         if (preset is None) == (model_name is None):
@@ -239,15 +254,20 @@ def main(preset, bits, model_name, size, threads, rounds, json_file, memory, mem
         raise click.ClickException(str(error)) from None
     width, height = size
     image = resize(read_image(PHOTO), (height, width))
+    if memory_of:
+        click.echo(_measure_memory(ENGINES[memory_of], model, height, width, threads, image, folder))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        if memory_of:
-            click.echo(_measure_memory(ENGINES[memory_of], model, height, width, threads, image, folder))
-            return
         engines = {name: engine(model, height, width, threads, folder) for name, engine in ENGINES.items()}
         agreement = float(np.mean(engines["onnxruntime fp32"](image) == engines["openvino fp32"](image)))
         if agreement < LEAST_AGREEMENT:
             raise click.ClickException(f"the two fp32 engines agree on {agreement:.2%} of pixels only: not compared")
         times = time_engines(engines, image, rounds)
+        peaks = {}
+        if memory:
+            arguments = ["--preset", preset, "--bits", bits] if preset else ["--model", model_name]
+            arguments += ["--size", f"{width}x{height}", "--threads", str(threads)]
+            peaks = {name: round(peak_memory_mb(name, arguments, folder), 1) for name in ENGINES}
     result = _summary(times)
     result |= {
         "model": model.name,
@@ -260,10 +280,8 @@ def main(preset, bits, model_name, size, threads, rounds, json_file, memory, mem
         "versions": {name: version(name) for name in ("numba", "numpy", "onnxruntime", "openvino")},
         "python": platform.python_version(),
     }
-    if memory:
-        arguments = ["--preset", preset, "--bits", bits] if preset else ["--model", model_name]
-        arguments += ["--size", f"{width}x{height}", "--threads", str(threads)]
-        result["peak_memory_mb"] = {name: round(peak_memory_mb(name, arguments), 1) for name in ENGINES}
+    if peaks:
+        result["peak_memory_mb"] = peaks
     _print(result)
     if json_file:
         Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
