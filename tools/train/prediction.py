@@ -16,7 +16,7 @@ def predict_label_map(network, image, preprocessing):
     Parameters
     ----------
     network : BitFCN
-        Left in evaluation mode.
+        In float32 or float64; left in evaluation mode.
     image : ndarray of uint8, shape (height, width, 3), RGB
     preprocessing : Preprocessing
 
@@ -28,7 +28,8 @@ def predict_label_map(network, image, preprocessing):
     height, width = image.shape[:2]
     padded = torch.from_numpy(_pad(image, preprocessing.mean))[None]
     network.eval()
-    scores = network(normalise(padded, preprocessing), scales=(4,))[4]
+    precision = next(network.parameters()).dtype
+    scores = network(normalise(padded, preprocessing).to(precision), scales=(4,))[4]
     scores = F.interpolate(scores, scale_factor=4, mode="bilinear", align_corners=False)
     return scores[0, :, :height, :width].argmax(0).numpy().astype(np.uint8)
 

@@ -30,7 +30,8 @@ def _fuse(function):
 @_fuse
 def _quantize_activation(x, log_bound, levels):
     bound = log_bound.exp()
-    code = torch.minimum((x.float() * (levels / bound)).clamp(min=0), levels).round()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    code = torch.minimum((wide * (levels / bound)).clamp(min=0), levels).round()
     return (code * (bound / levels)).to(x.dtype)
 
 
