@@ -62,6 +62,9 @@ class Segmenter:
             self.network = Network(model, Operations(threads, kernel))
         except ValueError as error:
             raise BitsegError(str(error)) from None
+        # Kernels are compiled, or read from their cache, here and not while somebody waits for a mask.
+        shape = SIZE_MULTIPLE, SIZE_MULTIPLE
+        self.network.label_map(np.zeros((*shape, 3), np.uint8), shape, shape)
 
     def predict(self, image, size=None):
         """Segment a photo.
