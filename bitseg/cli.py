@@ -116,6 +116,62 @@ def models():
         raise BitsegError("; ".join(map(str, damaged)))
 
 
+class _ImageSize(click.ParamType):
+    name = "size"
+
+    def convert(self, value, param, context):
+        if isinstance(value, tuple):
+            return value
+        width, _, height = value.lower().partition("x")
+        if not (width.isdecimal() and height.isdecimal() and int(width) * int(height) > 0):
+            self.fail(f"'{value}' is not WIDTHxHEIGHT, for example 512x384", param, context)
+        if int(width) % 32 or int(height) % 32:
+            self.fail(f"{value}: width and height must be multiples of 32", param, context)
+        return int(width), int(height)
+
+
+@main.command()
+@click.option("-m", "--model", default="voc7-w2a2", help="Name of an installed model, or path of an .h5 file.")
+@click.option("--preset", help="A network with random weights instead of a model: bfcn50 (the paper's) or thin50.")
+@click.option("--bits", default="2-2", help="Bits of a preset's weights and activations.")
+@click.option("--size", type=_ImageSize(), default="512x384", metavar="WIDTHxHEIGHT", help="Size of the image.")
+@click.option("--threads", type=click.IntRange(min=1), show_default="one per core", help="Threads to use.")
+@click.option("--kernel", type=click.Choice(["auto", "popcount", "lookup"]), default="auto", help="As for predict.")
+@click.option("--rounds", type=click.IntRange(min=1), default=11, help="Runs, of which the medians are shown.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(model, preset, bits, size, threads, kernel, rounds, as_json):
+    """Time each layer of a network on this computer."""
+    import json
+
+    from .bench import time_operations
+    from .model_file import find_model, read_model
+    from .presets import preset_model
+
+    network = preset_model(preset, bits) if preset else read_model(find_model(model))
+    try:
+        operations, total = time_operations(network, size[1], size[0], threads, kernel, rounds)
+    except ValueError as error:
+        raise BitsegError(str(error)) from None
+    if as_json:
+        layers = [{**vars(operation), "gmac_per_second": operation.gmac_per_second} for operation in operations]
+        click.echo(json.dumps({"model": network.name, "size": size, "total_ms": total, "operations": layers}, indent=2))
+        return
+    rows = [("OPERATION", "ms", "SHARE", "MMAC", "GMAC/s")]
+    for operation in operations:
+        speed = (f"{operation.multiplications / 1e6:.1f}", f"{operation.gmac_per_second:.0f}")
+        rows.append(
+            (
+                operation.name,
+                f"{operation.milliseconds:.3f}",
+                f"{operation.milliseconds / total:.1%}",
+                *(speed if operation.multiplications else ("", "")),
+            )
+        )
+    multiplications = sum(operation.multiplications for operation in operations)
+    rows.append(("total", f"{total:.3f}", "", f"{multiplications / 1e6:.1f}", f"{multiplications / total / 1e6:.0f}"))
+    _print_table(rows)
+
+
 def _print_table(rows):
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -1,5 +1,6 @@
 """The command ``bitseg``, run as users run it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -235,3 +236,21 @@ def test_public_names_are_there():
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         _ = package.nonsense
+
+
+def test_bench_times_every_layer():
+    result = bitseg("bench", "--preset", "thin50", "--size", "64x32", "--rounds", "1", "--json")
+    report = json.loads(result.stdout)
+    names = {operation["name"] for operation in report["operations"]}
+    assert {"encoder.stem", "encoder.stage4.2.conv3", "branch4.classifier", "label_map"} <= names
+    # A quarter of ResNet-50 at this size, and the decoder.
+    assert 50e6 < sum(operation["multiplications"] for operation in report["operations"]) < 100e6
+    assert report["total_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    "options", [("--preset", "resnet99"), ("--preset", "thin50", "--bits", "9-1"), ("--size", "50x50"), ("--size", "a")]
+)
+def test_bench_refuses_what_it_cannot_time(options):
+    result = bitseg("bench", *options)
+    assert result.returncode in (1, 2) and "Traceback" not in result.stderr and "Error: " in result.stderr
