@@ -6,6 +6,7 @@ All engines get the same uint8 image and return the same thing, a label map of t
 engine once, so that a drift of the machine's speed meets all of them; medians of the rounds are compared.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -23,13 +24,16 @@ import numpy as np
 
 from bitseg.errors import BitsegError
 from bitseg.images import read_image, resize
-from bitseg.model_file import find_model, read_model
+from bitseg.model_file import find_model, read_model, write_model
 from bitseg.network.graph import Network
 from bitseg.network.operations import Operations
 from bitseg.presets import PRESETS, preset_model
 from tools.onnx_network import build_onnx
 
 PHOTO = Path(__file__).parent.parent / "examples" / "astronaut.jpg"
+
+MODEL_FILE = "model.h5"
+"""Name of the model in the folder of a comparison, beside its ONNX files."""
 
 LEAST_AGREEMENT = 0.999
 """Share of pixels on which the two fp32 engines must agree: they differ in the order of sums only."""
@@ -181,9 +185,10 @@ def time_engines(engines, image, rounds, warm_up=2):
     return times
 
 
-def peak_memory_mb(name, arguments, folder):
+def peak_memory_mb(name, width, height, threads, folder):
     """Memory that an engine needs to load the network and run it once, above its idle process, MB."""
-    command = [sys.executable, "-m", "tools.compare_engines", *arguments, "--memory-of", name, "--folder", folder]
+    command = [sys.executable, "-m", "tools.compare_engines", "--model", str(Path(folder) / MODEL_FILE)]
+    command += ["--size", f"{width}x{height}", "--threads", str(threads), "--memory-of", name]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise BitsegError(f"the memory of {name} cannot be measured: {result.stderr.strip().splitlines()[-1]}")
@@ -197,19 +202,22 @@ def _resident_kb(field):
     raise BitsegError(f"no {field} in /proc/self/status: memory is measured on Linux only")
 
 
-def _measure_memory(kind, model, height, width, threads, image, folder):
+def _measure_memory(kind, model_file, height, width, threads, image):
     """Peak of resident memory while an engine loads the network and runs it, above the idle process.
 
     Idle is the process that has imported the engine and, for bitseg, compiled its kernels in a run on a small image.
     """
+    folder = Path(model_file).parent
     if kind is BitsegEngine:
-        kind(model, 64, 64, threads, folder)(np.zeros((64, 64, 3), np.uint8))
+        kind(read_model(model_file), 64, 64, threads, folder)(np.zeros((64, 64, 3), np.uint8))
     else:
         kind.load_library()
     gc.collect()
+    # Memory that was used before and is free again would hide what is needed now.
+    ctypes.CDLL(None).malloc_trim(0)
     before = _resident_kb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    kind(model, height, width, threads, folder)(image)
+    kind(read_model(model_file) if kind is BitsegEngine else None, height, width, threads, folder)(image)
     return (_resident_kb("VmHWM") - before) / 1024
 
 
@@ -243,20 +251,19 @@ def _parse_size(context, parameter, value):
 @click.option("--json", "json_file", type=click.Path(), help="Write the results to this file.")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory too, each engine in its own process.")
 @click.option("--memory-of", type=click.Choice(sorted(ENGINES)), hidden=True)
-@click.option("--folder", hidden=True)
-def main(preset, bits, model_name, size, threads, rounds, json_file, memory, memory_of, folder):
+def main(preset, bits, model_name, size, threads, rounds, json_file, memory, memory_of):
     """Compare bitseg with ONNX Runtime and OpenVINO in fp32 and int8."""
     try:
         if (preset is None) == (model_name is None):
             raise click.UsageError("give either --preset or --model")
+        width, height = size
+        image = resize(read_image(PHOTO), (height, width))
+        if memory_of:
+            click.echo(_measure_memory(ENGINES[memory_of], model_name, height, width, threads, image))
+            return
         model = preset_model(preset, bits) if preset else read_model(find_model(model_name))
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
-    width, height = size
-    image = resize(read_image(PHOTO), (height, width))
-    if memory_of:
-        click.echo(_measure_memory(ENGINES[memory_of], model, height, width, threads, image, folder))
-        return
     with tempfile.TemporaryDirectory() as folder:
         engines = {name: engine(model, height, width, threads, folder) for name, engine in ENGINES.items()}
         agreement = float(np.mean(engines["onnxruntime fp32"](image) == engines["openvino fp32"](image)))
@@ -265,9 +272,8 @@ def main(preset, bits, model_name, size, threads, rounds, json_file, memory, mem
         times = time_engines(engines, image, rounds)
         peaks = {}
         if memory:
-            arguments = ["--preset", preset, "--bits", bits] if preset else ["--model", model_name]
-            arguments += ["--size", f"{width}x{height}", "--threads", str(threads)]
-            peaks = {name: round(peak_memory_mb(name, arguments, folder), 1) for name in ENGINES}
+            write_model(Path(folder) / MODEL_FILE, model)
+            peaks = {name: round(peak_memory_mb(name, width, height, threads, folder), 1) for name in ENGINES}
     result = _summary(times)
     result |= {
         "model": model.name,
