@@ -245,7 +245,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("checkpoint_name", "output", "options", "message"),
         [
-            ("float.pt", "m.h5", [], "float.pt: a floating-point network; convert the checkpoint of a quantised stage"),
+            ("float.pt", "m.h5", [], "float.pt: a floating-point network; give --data to quantise it to 8 bits"),
             ("missing.pt", "m.h5", [], "missing.pt: no such checkpoint"),
             ("tiny.toml", "m.h5", [], "tiny.toml: not a checkpoint of this training code"),
             ("w2a2.pt", "nowhere/m.h5", [], "the folder {folder}/nowhere does not exist; create it first"),

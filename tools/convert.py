@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import click
+import torch
 
 from bitseg.datasets import open_dataset
 from bitseg.errors import BitsegError, ModelFileError
@@ -15,13 +16,18 @@ from bitseg.model_file import Model, write_model
 from bitseg.palette import palette_for
 from bitseg.segmenter import Segmenter
 from tools.train.checkpoint import load_network
+from tools.train.data import Batches, normalise
 from tools.train.errors import TrainingError
 from tools.train.folding import fold_network
 from tools.train.quantizers import FLOAT_BITS
 
+CALIBRATION_BATCHES = 4
 
-def convert(checkpoint, name=None, command=""):
+
+def convert(checkpoint, name=None, command="", data=None):
     """Make a model of a checkpoint file.
+
+    A floating-point network is quantised to 8 bits as it is, without training: its scales come from training photos.
 
     Parameters
     ----------
@@ -30,6 +36,8 @@ def convert(checkpoint, name=None, command=""):
         Name of the model; None: that of the configuration.
     command : str
         Command line that converts, to be kept in the model.
+    data : path or None
+        Folder of the data set, for a floating-point network.
 
     Returns
     -------
@@ -38,16 +46,18 @@ def convert(checkpoint, name=None, command=""):
     Raises
     ------
     TrainingError
-        The checkpoint cannot be used, or its network is not quantised.
+        The checkpoint cannot be used, or a floating-point network lacks the data to quantise it.
     """
     network, config, saved = load_network(checkpoint)
+    if FLOAT_BITS in (network.architecture.weight_bits, network.architecture.activation_bits):
+        if data is None:
+            raise TrainingError(f"{checkpoint}: a floating-point network; give --data to quantise it to 8 bits")
+        _quantize_to_8_bits(network, config, data)
     architecture = network.architecture
-    if FLOAT_BITS in (architecture.weight_bits, architecture.activation_bits):
-        raise TrainingError(f"{checkpoint}: a floating-point network; convert the checkpoint of a quantised stage")
     layers, streams = fold_network(network, config.preprocessing)
     training = {
         "data": f"{config.dataset} train",
-        "command": saved["command"],
+        "command": saved.get("command", "unknown"),
         "conversion": command,
         "commit": _commit(),
         "config": config.as_dict(),
@@ -55,6 +65,15 @@ def convert(checkpoint, name=None, command=""):
     }
     palette = palette_for(architecture.classes)
     return Model(name or config.name, architecture, config.preprocessing, palette, training, layers, streams)
+
+
+def _quantize_to_8_bits(network, config, data):
+    """Post-training quantisation: every scale from the weights and some training batches."""
+    train_set = open_dataset(config.dataset, data, "train")
+    batches = Batches(train_set, config.augmentation, config.preprocessing.mean, config.batch_size, config.seed)
+    images = torch.cat([batches[number][0] for number in range(CALIBRATION_BATCHES)])
+    network.set_bits(8, 8)
+    network.calibrate(normalise(images, config.preprocessing))
 
 
 def _commit():
@@ -73,10 +92,13 @@ def _commit():
 @click.option("--data", type=click.Path(), help="Folder of the data set: measure the accuracy on its val split.")
 @click.option("--name", help="Name of the model, if not the configuration's.")
 def main(checkpoint, output, data, name):
-    """Convert CHECKPOINT to the model file OUTPUT and, with --data, store the accuracy that the engine measures."""
+    """Convert CHECKPOINT to the model file OUTPUT and, with --data, store the accuracy that the engine measures.
+
+    A floating-point checkpoint needs --data: it is quantised to 8 bits with scales from its training photos.
+    """
     try:
         check_writable(output, ModelFileError)
-        model = convert(checkpoint, name, f"python -m tools.convert {shlex.join(sys.argv[1:])}")
+        model = convert(checkpoint, name, f"python -m tools.convert {shlex.join(sys.argv[1:])}", data)
         if data:
             model.training["accuracy"] = _measure(model, data)
         write_model(output, model)
