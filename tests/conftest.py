@@ -24,3 +24,9 @@ def voc7():
     if not folder.is_dir():
         pytest.skip("needs the VOC subset beside the checkout (../shared/data/voc7)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def every_row_worth_a_thread(monkeypatch):
+    """Share out even the smallest work, so that small tests show what threads do."""
+    monkeypatch.setattr("bitseg.network.operations.NANOSECONDS_WORTH_A_THREAD", 1)

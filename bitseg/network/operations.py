@@ -15,6 +15,9 @@ from ..kernels import decoder, stem
 from .layout import WORD, bit_planes, check_kernel, lookup_filters, popcount_filters, select_kernel, stem_filters
 from .reference import interpolation
 
+NANOSECONDS_WORTH_A_THREAD = 130_000
+"""Waking a thread and waiting for it took about 0.13 ms on two cores: less work than that is not shared."""
+
 Layer = namedtuple("Layer", "convolution filters")
 Rounding = namedtuple("Rounding", "stream_bits activation_bits shortcut_multiplier kernel")
 
@@ -85,26 +88,31 @@ class Operations:
         bordered = bordered.reshape(len(bordered), -1)
         channels = len(layer.filters.multiplier)
         codes = np.empty((height, width, channels), np.uint8)
-        self._rows(height, stem.stem_rows, (bordered, layer.filters, rounding.kernel.largest), (codes,))
+        self._rows(
+            _nanoseconds(height * width, layer),
+            height,
+            stem.stem_rows,
+            (bordered, layer.filters, rounding.kernel.largest),
+            (codes,),
+        )
         stream = np.empty((height // 2, width // 2, channels), np.uint8)
         planes = bit_planes(height // 2, width // 2, convolution.out_channels, rounding.activation_bits)
-        self._rows(height // 2, stem.max_pool_rows, (codes, rounding.kernel), (stream, planes))
+        self._rows(codes.size, height // 2, stem.max_pool_rows, (codes, rounding.kernel), (stream, planes))
         return stream, planes
 
     def convolve(self, activation, layer):
         height, width = self._output_size(activation, layer)
         result = bit_planes(height, width, layer.convolution.out_channels, layer.convolution.output_bits)
         rounding = bits.Rounding(np.float32(2**layer.convolution.output_bits - 1), np.float32(0), np.float32(0))
-        self._rows(height, bits.convolve_to_planes, (activation, layer.filters, rounding), (width, result))
+        work = _nanoseconds(height * width, layer)
+        self._rows(work, height, bits.convolve_to_planes, (activation, layer.filters, rounding), (width, result))
         return result
 
     def convolve_to_stream(self, activation, layer, rounding):
         stream, planes = self._stream(activation, layer, rounding)
+        arguments = (activation, layer.filters, rounding.kernel)
         self._rows(
-            len(stream),
-            bits.convolve_to_stream,
-            (activation, layer.filters, rounding.kernel),
-            (stream, planes),
+            _nanoseconds(_pixels(stream), layer), len(stream), bits.convolve_to_stream, arguments, (stream, planes)
         )
         return stream, planes
 
@@ -113,7 +121,8 @@ class Operations:
         if shortcut.shape != stream.shape:
             raise ValueError(f"the shortcut has shape {shortcut.shape}, the block's result {stream.shape}")
         arguments = (activation, layer.filters, shortcut, rounding.shortcut_multiplier, rounding.kernel)
-        self._rows(len(stream), bits.convolve_and_add, arguments, (stream, planes))
+        work = _nanoseconds(_pixels(stream), layer)
+        self._rows(work, len(stream), bits.convolve_and_add, arguments, (stream, planes))
         return stream, planes
 
     def convolve_and_project(self, activation, layer, block_activation, projection, rounding):
@@ -122,19 +131,21 @@ class Operations:
         if projected != stream.shape:
             raise ValueError(f"the projection has shape {projected}, the block's result {stream.shape}")
         arguments = (activation, layer.filters, block_activation, projection.filters, rounding.kernel)
-        self._rows(len(stream), bits.convolve_and_project, arguments, (stream, planes))
+        work = _nanoseconds(_pixels(stream), layer) + _nanoseconds(_pixels(stream), projection)
+        self._rows(work, len(stream), bits.convolve_and_project, arguments, (stream, planes))
         return stream, planes
 
     def classify(self, activation, layer):
         height, width = self._output_size(activation, layer)
         scores = np.empty((layer.convolution.out_channels, height, width), np.float32)
-        self._rows(height, bits.convolve_to_scores, (activation, layer.filters), (scores,))
+        work = _nanoseconds(height * width, layer)
+        self._rows(work, height, bits.convolve_to_scores, (activation, layer.filters), (scores,))
         return scores
 
     def upsample2x(self, scores):
         classes, height, width = scores.shape
         fine = np.empty((classes, 2 * height, 2 * width), np.float32)
-        self._rows(2 * height, decoder.upsample2x_rows, (scores,), (fine,))
+        self._rows(fine.size, 2 * height, decoder.upsample2x_rows, (scores,), (fine,))
         return fine
 
     def refine(self, scores, branch, radius):
@@ -142,16 +153,16 @@ class Operations:
             raise ValueError(f"scores of shape {scores.shape}, but a branch of shape {branch.shape}")
         probabilities = np.empty_like(scores)
         height = scores.shape[1]
-        self._rows(height, decoder.softmax_rows, (scores,), (probabilities,))
+        self._rows(2 * scores.size, height, decoder.softmax_rows, (scores,), (probabilities,))
         refined = np.empty_like(scores)
-        self._rows(height, decoder.refine_rows, (scores, probabilities, branch, radius), (refined,))
+        self._rows(5 * scores.size, height, decoder.refine_rows, (scores, probabilities, branch, radius), (refined,))
         return refined
 
     def label_map(self, scores, shape, inside):
         labels = np.empty(shape, np.uint8)
         rows = interpolation(shape[0], inside[0] / 4, scores.shape[1])
         columns = interpolation(shape[1], inside[1] / 4, scores.shape[2])
-        self._rows(shape[0], decoder.label_rows, (scores, rows, columns), (labels,))
+        self._rows(labels.size * len(scores), shape[0], decoder.label_rows, (scores, rows, columns), (labels,))
         return labels
 
     def _stream(self, activation, layer, rounding):
@@ -174,9 +185,9 @@ class Operations:
         border = 2 * (activation.margin - convolution.padding) + convolution.kernel
         return (rows - border) // convolution.stride + 1, (columns - border) // convolution.stride + 1
 
-    def _rows(self, height, kernel, inputs, outputs):
-        """Run a kernel on rows 0 to `height`, shared out among the threads."""
-        shares = min(self.threads, height)
+    def _rows(self, nanoseconds, height, kernel, inputs, outputs):
+        """Run a kernel on rows 0 to `height`, shared out among as many threads as the work is worth."""
+        shares = min(self.threads, height, int(nanoseconds) // NANOSECONDS_WORTH_A_THREAD)
         if shares <= 1:
             kernel(*inputs, 0, height, *outputs)
             return
@@ -185,3 +196,14 @@ class Operations:
         kernel(*inputs, 0, bounds[1], *outputs)
         for other in others:
             other.result()
+
+
+def _pixels(stream):
+    return stream.shape[0] * stream.shape[1]
+
+
+def _nanoseconds(pixels, layer):
+    """About how long a convolution takes: a thousand one-bit products a nanosecond, and three results."""
+    convolution = layer.convolution
+    products = convolution.weights * convolution.weight_bits * convolution.input_bits
+    return pixels * (products / 1000 + convolution.out_channels / 3)

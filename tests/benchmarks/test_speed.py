@@ -61,7 +61,8 @@ def test_layer(benchmark, name, bits):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("bits", ["1-2", "2-2"])
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_network(benchmark, examples, preset, bits, threads):
+def test_network(benchmark, monkeypatch, examples, preset, bits, threads):
+    monkeypatch.undo()  # the threads' real rule, not that of the tests
     network = Network(preset_model(preset, bits), Operations(threads))
     width, height = SIZE
     image = resize(read_image(examples / "astronaut.jpg"), (height, width))
