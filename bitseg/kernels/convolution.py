@@ -17,16 +17,6 @@ from .jit import kernel
 SUMS_IN_CACHE = 8192
 """Sums (int32) kept at a time: 32 KB, the usual size of a first-level cache."""
 
-FILTER_FIELDS = ("multiplier", "offset", "kernel", "levels", "stride", "padding")
-"""What `popcount.PopcountFilters` and `lookup.LookupFilters` share.
-
-multiplier, offset : float32, shape (64 * ceil(out / 64),)
-    Turn the integer sum t into ``t * multiplier + offset``; 0 past the last channel.
-kernel, stride, padding : int
-levels : int
-    Largest weight code, ``2**bits - 1``.
-"""
-
 Rounding = namedtuple("Rounding", "largest activation_multiplier activation_largest")
 """How real values become codes: float32 scalars.
 

@@ -8,17 +8,18 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
+from .bitplanes import FILTER_FIELDS
 from .jit import kernel
 
 LANES = 8
 """Output channels computed side by side: the 64-bit lanes of a vector."""
 
-PopcountFilters = namedtuple("PopcountFilters", "weights multiplier offset kernel levels stride padding")
+PopcountFilters = namedtuple("PopcountFilters", ("weights", *FILTER_FIELDS))
 """Weights of one convolution.
 
 weights : tuple of uint64 arrays, one for each bit, shape (ceil(out / 8), kernel, kernel * ceil(in / 64), 8).
     The last axis runs over 8 output channels. A tuple for the reason given at `bitplanes.Planes`.
-The other fields are those of `convolution.FILTER_FIELDS`.
+The other fields are those of `bitplanes.FILTER_FIELDS`.
 """
 
 
