@@ -16,17 +16,6 @@ sums : int32, shape (height + 2 margin, width + 2 margin).
 """
 
 
-FILTER_FIELDS = ("multiplier", "offset", "kernel", "levels", "stride", "padding")
-"""What `popcount.PopcountFilters` and `lookup.LookupFilters` share, beside their `weights`.
-
-multiplier, offset : float32, shape (64 * ceil(out / 64),)
-    Turn the integer sum t into ``t * multiplier + offset``; 0 past the last channel.
-kernel, stride, padding : int
-levels : int
-    Largest weight code, ``2**bits - 1``.
-"""
-
-
 @kernel
 def pack_pixels(codes, planes, y, x0, x1):
     """Pack codes, uint8 of shape (at least x1 - x0, 64 * words), into pixels x0 to x1 of row `y`, and sum them."""

@@ -10,7 +10,6 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
-from .bitplanes import FILTER_FIELDS
 from .jit import kernel
 
 LANES = 32
@@ -20,13 +19,13 @@ MOST_ACTIVATION_BITS = 4
 LARGEST_SUM = 0xFFFF
 """Sums of one weight plane are collected in 16 bits."""
 
-LookupFilters = namedtuple("LookupFilters", ("weights", *FILTER_FIELDS))
+LookupFilters = namedtuple("LookupFilters", "weights multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 
 weights : tuple of uint8 arrays, one for each bit, shape (ceil(out / 32), kernel, kernel * ceil(in / 8), 32).
     A byte holds the bits of 8 input channels, lowest first. The last axis runs over 32 output channels, in the order
     0, 16, 1, 17, ..., so that even and odd lanes are 16 channels in a row each.
-The other fields are those of `bitplanes.FILTER_FIELDS`.
+The other fields are those of `popcount.PopcountFilters`.
 """
 
 _NIBBLE_COUNTS = np.array([[(a & w).bit_count() for w in range(16)] for a in range(16)], np.uint8)

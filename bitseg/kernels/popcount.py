@@ -8,18 +8,21 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
-from .bitplanes import FILTER_FIELDS
 from .jit import kernel
 
 LANES = 8
 """Output channels computed side by side: the 64-bit lanes of a vector."""
 
-PopcountFilters = namedtuple("PopcountFilters", ("weights", *FILTER_FIELDS))
+PopcountFilters = namedtuple("PopcountFilters", "weights multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 
 weights : tuple of uint64 arrays, one for each bit, shape (ceil(out / 8), kernel, kernel * ceil(in / 64), 8).
     The last axis runs over 8 output channels. A tuple for the reason given at `bitplanes.Planes`.
-The other fields are those of `bitplanes.FILTER_FIELDS`.
+multiplier, offset : float32, shape (64 * ceil(out / 64),)
+    Turn the integer sum t into ``t * multiplier + offset``; 0 past the last channel.
+kernel, stride, padding : int
+levels : int
+    Largest weight code, ``2**bits - 1``.
 """
 
 

@@ -177,6 +177,6 @@ def _padded_factors(weights):
 
 
 def _filter_fields(convolution, weights):
-    """The fields that `kernels.bitplanes.FILTER_FIELDS` names."""
+    """The fields beside the weights, in the order of `kernels.popcount.PopcountFilters`."""
     levels = 2**convolution.weight_bits - 1
     return *_padded_factors(weights), convolution.kernel, levels, convolution.stride, convolution.padding
