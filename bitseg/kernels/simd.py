@@ -103,7 +103,6 @@ def _broadcast(vector, scalar):
 
 broadcast_i32x16 = _broadcast(i32x16, types.int32)
 broadcast_f32x16 = _broadcast(f32x16, types.float32)
-broadcast_u8x64 = _broadcast(u8x64, types.uint8)
 
 
 def _binary(instruction):
