@@ -21,7 +21,7 @@ def load_start(network, path, preprocessing, images):
     """Take all weights from a checkpoint or a converted model file.
 
     Bits and scales come along, unless the residual stream is to have other bits: then the network stays in floating
-    point, for the first stage to calibrate.
+    point, for the first stage to calibrate. If the classes differ, the classifiers keep their random weights.
 
     Parameters
     ----------
@@ -48,12 +48,15 @@ def load_start(network, path, preprocessing, images):
         start_preprocessing = config.preprocessing
     found = {**vars(start.architecture), **vars(start_preprocessing)}
     wanted = {**vars(network.architecture), **vars(preprocessing)}
-    for entry in sorted(set(wanted) - {"weight_bits", "activation_bits", "stream_bits", "working_size"}):
+    for entry in sorted(set(wanted) - {"classes", "weight_bits", "activation_bits", "stream_bits", "working_size"}):
         if found[entry] != wanted[entry]:
             raise TrainingError(
                 f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}"
             )
-    network.load_state_dict(start.state_dict())
+    state = start.state_dict()
+    if found["classes"] != wanted["classes"]:
+        state |= {name: value for name, value in network.state_dict().items() if ".classifier." in name}
+    network.load_state_dict(state)
     if start.architecture.stream_bits == network.architecture.stream_bits:
         network.set_bits(start.architecture.weight_bits, start.architecture.activation_bits)
     if is_model:
