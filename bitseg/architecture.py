@@ -12,6 +12,9 @@ ENCODERS = {
 STRIDES = (4, 8, 16, 32)
 """Strides of the encoder's stages and of the decoder's branches, fine to coarse."""
 
+RECONSTRUCTIONS = ("residual_block", "convolution", "double_convolution")
+"""What a decoder branch has between its reduction and its classifier: Wen et al. 2016, table 2."""
+
 FIXED_BITS = 8
 """Weight bits of the stem and the classifiers."""
 
@@ -102,6 +105,9 @@ class Architecture:
         Bits of all convolutions but the stem and the classifiers, which have 8.
     stream_bits : int
         Bits of the residual stream; 0 stands for `activation_bits` (the paper's network).
+    reconstruction : str
+        One of `RECONSTRUCTIONS`: a residual block of two 3x3 convolutions, or a single one, with the branch's channels
+        or with twice as many.
     """
 
     encoder: str
@@ -112,6 +118,7 @@ class Architecture:
     weight_bits: int
     activation_bits: int
     stream_bits: int
+    reconstruction: str = "residual_block"
 
     @property
     def residual_bits(self):
@@ -135,7 +142,7 @@ class Architecture:
         return tuple(stages)
 
     def branch_block(self, stride):
-        """The residual block of a decoder branch."""
+        """The residual block of a decoder branch whose reconstruction is one."""
         return _block(f"branch{stride}.block", 2, False)
 
     def convolutions(self):
@@ -158,8 +165,9 @@ class Architecture:
             for block in stage:
                 outputs[f"{block.name}.output"] = self.activation_bits
         for stride in reversed(STRIDES):
-            outputs[f"branch{stride}.reduce_output"] = self.activation_bits
-            outputs[f"branch{stride}.block.output"] = self.residual_bits
+            if self.reconstruction == "residual_block":
+                outputs[f"branch{stride}.reduce_output"] = self.activation_bits
+                outputs[f"branch{stride}.block.output"] = self.residual_bits
         return outputs
 
     def _stem(self):
@@ -189,10 +197,17 @@ class Architecture:
             list(zip(STRIDES, self.stage_channels, self.branch_channels, strict=True))
         ):
             bits = self.weight_bits, self.activation_bits
-            found[f"branch{stride}.reduce"] = Convolution(in_channels, channels, 1, 1, *bits, self.residual_bits)
-            found |= self._block_convolutions(self.branch_block(stride), [(channels, channels, 3)] * 2, 1)
-            found[f"branch{stride}.classifier"] = Convolution(
-                channels, len(self.classes), 1, 1, FIXED_BITS, self.residual_bits, 0
+            name = f"branch{stride}"
+            if self.reconstruction == "residual_block":
+                found[f"{name}.reduce"] = Convolution(in_channels, channels, 1, 1, *bits, self.residual_bits)
+                found |= self._block_convolutions(self.branch_block(stride), [(channels, channels, 3)] * 2, 1)
+                refined = channels
+            else:
+                refined = 2 * channels if self.reconstruction == "double_convolution" else channels
+                found[f"{name}.reduce"] = Convolution(in_channels, channels, 1, 1, *bits, self.activation_bits)
+                found[f"{name}.conv"] = Convolution(channels, refined, 3, 1, *bits, self.residual_bits)
+            found[f"{name}.classifier"] = Convolution(
+                refined, len(self.classes), 1, 1, FIXED_BITS, self.residual_bits, 0
             )
         return found
 

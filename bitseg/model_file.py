@@ -12,14 +12,14 @@ import os
 import re
 import stat
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from .architecture import ENCODERS, Architecture, Preprocessing
+from .architecture import ENCODERS, RECONSTRUCTIONS, Architecture, Preprocessing
 from .errors import ModelFileError
 from .files import write_safely
 
@@ -305,7 +305,8 @@ def _object(text, name):
 def _dataclass(kind, text):
     name = kind.__name__.lower()
     values = _object(text, name)
-    if set(values) != {field.name for field in fields(kind)}:
+    known = {field.name: field.default is MISSING for field in fields(kind)}
+    if not {field for field, required in known.items() if required} <= set(values) <= set(known):
         raise ValueError(f"{name} lacks an entry or has an unknown one")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
@@ -335,6 +336,10 @@ def _is_number(value, low, high):
 def _check_architecture(architecture):
     classes = architecture.classes
     _require(architecture.encoder in list(ENCODERS), f"the encoder must be one of {', '.join(ENCODERS)}")
+    _require(
+        architecture.reconstruction in RECONSTRUCTIONS,
+        f"the reconstruction must be one of {', '.join(RECONSTRUCTIONS)}",
+    )
     _require(
         _are_whole((architecture.stem_channels,), 1, 1, 4096)
         and _are_whole(architecture.stage_channels, 4, 1, 4096)

@@ -654,8 +654,8 @@ class TestRun:
     def test_the_report_shows_loss_rate_and_time_left_of_the_whole_run(self, data, config_path, tmp_path, capsys):
         trainer = self.trainer(config_path, data, tmp_path)
         # 4 + 4 iterations, one of them done, at one in 10 minutes.
-        trainer.iteration = 1
-        trainer._report(trainer.config.stages[0], 1.5, 1 / 600)
+        trainer._note_loss(1.5)
+        trainer._report(trainer.config.stages[0], 1 / 600)
         assert capsys.readouterr().err == "float 1/4  loss 1.500  0.0 images/s  1 h 10 min left\n"
 
     def test_prediction_has_the_size_of_the_photo(self, finished):

@@ -117,9 +117,13 @@ class Network:
         return operations.convolve_and_project(y, last, activation, layers[block.projection], rounding)
 
     def _branch(self, stride, activation):
-        name = f"branch{stride}"
-        stream, activation = self.operations.convolve_to_stream(
-            activation, self.layers[f"{name}.reduce"], self.roundings[f"{name}.reduce_output"]
-        )
-        _, activation = self._block(self.architecture.branch_block(stride), stream, activation)
-        return self.operations.classify(activation, self.layers[f"{name}.classifier"])
+        operations, layers, name = self.operations, self.layers, f"branch{stride}"
+        reduction = layers[f"{name}.reduce"]
+        if self.architecture.reconstruction == "residual_block":
+            stream, activation = operations.convolve_to_stream(
+                activation, reduction, self.roundings[f"{name}.reduce_output"]
+            )
+            _, activation = self._block(self.architecture.branch_block(stride), stream, activation)
+        else:
+            activation = operations.convolve(operations.convolve(activation, reduction), layers[f"{name}.conv"])
+        return operations.classify(activation, layers[f"{name}.classifier"])

@@ -8,6 +8,7 @@ import click
 
 from bitseg.errors import BitsegError
 
+from . import distributed
 from .config import read_config
 from .trainer import Trainer
 
@@ -18,20 +19,26 @@ from .trainer import Trainer
 @click.option("--output", required=True, type=click.Path(), help="Folder of the run; a run found there is continued.")
 @click.option("--pretrained", type=click.Path(), help="Folded ResNet (.npz) to start the encoder from.")
 @click.option("--start", type=click.Path(), help="Checkpoint or model file (.h5) to take all weights from.")
+@click.option("--teacher", type=click.Path(), help="Checkpoint or model file (.h5) for stages with distillation.")
 @click.option("--workers", default=1, type=click.IntRange(min=0), help="Processes that make batches.")
-def main(config, data, output, pretrained, start, workers):
+def main(config, data, output, pretrained, start, teacher, workers):
     """Train the network that the TOML file CONFIG describes, stage by stage.
 
     The run's folder receives a copy of CONFIG, a checkpoint of every finished stage, and checkpoint.pt, from which the
-    same command continues a run that stopped. Stages that have not begun may change in between.
+    same command continues a run that stopped. Stages that have not begun may change in between. Started by torchrun,
+    the processes share out every batch.
     """
     command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
     try:
-        trainer = Trainer(read_config(config), data, Path(output), command, pretrained, start, workers)
-        Path(output, "config.toml").write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
+        distributed.join_processes()
+        trainer = Trainer(read_config(config), data, Path(output), command, pretrained, start, teacher, workers)
+        if distributed.rank() == 0:
+            Path(output, "config.toml").write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
         trainer.run()
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
+    finally:
+        distributed.leave_processes()
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def load_network(path):
     """
     saved = read_checkpoint(path)
     config = config_from_dict(saved["config"])
-    network = BitFCN(config.architecture)
+    network = BitFCN(config.architecture, config.quantizer)
     network.load_state_dict(saved["network"])
     network.set_bits(saved["weight_bits"], saved["activation_bits"])
     network.eval()

@@ -5,13 +5,13 @@ import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
-from bitseg.architecture import ENCODERS, STRIDES, Architecture, Preprocessing
+from bitseg.architecture import ENCODERS, RECONSTRUCTIONS, STRIDES, Architecture, Preprocessing
 from bitseg.datasets import CLASSES
 from bitseg.network.graph import SIZE_MULTIPLE
 
 from .data import Augmentation
 from .errors import TrainingError
-from .quantizers import FLOAT_BITS
+from .quantizers import FLOAT_BITS, QUANTIZERS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +49,14 @@ class Stage:
         Strides that carry a loss: [32] to [32, 16, 8, 4].
     quantizer_rate : float
         Peak rate of the logarithms of the quantisers' scales: under Adam about the largest relative change in a step.
+    distillation : float
+        Weight of the distance to the teacher (see `distillation.distillation_loss`) beside the loss on the labels; 0:
+        there is no teacher.
+    task : {"segmentation", "classification"}
+        What the labels are used for: the class of every pixel, or only which classes are in the picture, to be told
+        from the mean of the stride-32 scores.
+    patience : int
+        The stage ends early when the mean loss of the last 50 iterations has not fallen for so many; 0: it never does.
     """
 
     name: str
@@ -59,6 +67,9 @@ class Stage:
     decoder_rate: float
     scales: tuple = (32, 16, 8, 4)
     quantizer_rate: float = 2e-3
+    distillation: float = 0.0
+    task: str = "segmentation"
+    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,8 @@ class Config:
         Samples a batch.
     class_weights : {"none", "log"}
         ``log``: 1 / ln(1.4 + share of the class), Wen et al. section 5.
+    quantizer : {"learned", "dorefa"}
+        How weights and feature maps are rounded, see `quantizers`.
     bfloat16 : bool
         Run convolutions in bfloat16 (twice as fast where the CPU has it, ten times slower elsewhere).
     augmentation : Augmentation
@@ -96,6 +109,7 @@ class Config:
     architecture: Architecture
     preprocessing: Preprocessing
     stages: tuple
+    quantizer: str = "learned"
 
     def as_dict(self):
         """Nested plain data, as stored in checkpoints and model files."""
@@ -245,6 +259,7 @@ def _demands(config):
     return [
         (config.seed >= 0, "seed must not be negative"),
         (config.batch_size >= 1, "batch_size must be at least 1"),
+        (config.quantizer in QUANTIZERS, f"quantizer must be one of {', '.join(QUANTIZERS)}"),
         (config.class_weights in ("none", "log"), "class_weights must be 'none' or 'log'"),
         (crop > 0 and crop % SIZE_MULTIPLE == 0, f"augmentation: crop must be a multiple of {SIZE_MULTIPLE}"),
         (
@@ -253,6 +268,10 @@ def _demands(config):
         ),
         (0 <= config.augmentation.colour <= 1, "augmentation: colour must lie between 0 and 1"),
         (architecture.encoder in ENCODERS, f"architecture: encoder must be one of {', '.join(ENCODERS)}"),
+        (
+            architecture.reconstruction in RECONSTRUCTIONS,
+            f"architecture: reconstruction must be one of {', '.join(RECONSTRUCTIONS)}",
+        ),
         (
             len(architecture.stage_channels) == len(architecture.branch_channels) == len(STRIDES),
             f"architecture: there must be {len(STRIDES)} stage_channels and branch_channels",
@@ -288,6 +307,10 @@ def _stage_demands(stage):
         ),
         (stage.iterations >= 1, "iterations must be at least 1"),
         (all(rate > 0 for rate in rates), "learning rates must be positive"),
+        (stage.distillation >= 0, "distillation must not be negative"),
+        (stage.patience >= 0, "patience must not be negative"),
+        (stage.task in ("segmentation", "classification"), "task must be 'segmentation' or 'classification'"),
+        (stage.task == "segmentation" or stage.scales == (32,), "classification needs scales = [32]"),
         (distinct and len(distinct) == len(stage.scales), f"scales must be some of {', '.join(map(str, STRIDES))}"),
     ]
 

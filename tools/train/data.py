@@ -87,15 +87,18 @@ class Batches(torch.utils.data.Dataset):
         Samples a batch.
     seed : int
         Decides the order and the augmentation.
+    part : sequence of int or None
+        Indices of the samples of a batch that are made; None: all.
     """
 
-    def __init__(self, dataset, augmentation, mean, batch_size, seed):
+    def __init__(self, dataset, augmentation, mean, batch_size, seed, part=None):
         self.dataset, self.augmentation, self.mean = dataset, augmentation, mean
         self.batch_size, self.seed = batch_size, seed
+        self.part = range(batch_size) if part is None else part
 
     def __getitem__(self, number):
         """Images, uint8 (batch, crop, crop, 3), and labels, int64 (batch, crop, crop)."""
-        images, labels = zip(*(self._sample(number * self.batch_size + i) for i in range(self.batch_size)))
+        images, labels = zip(*(self._sample(number * self.batch_size + index) for index in self.part))
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int64))
 
     def _sample(self, position):

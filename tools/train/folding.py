@@ -59,11 +59,17 @@ def connections(architecture):
     for stride, stage in zip(STRIDES, architecture.stages()):
         for block in stage:
             stream = add_block(block, stream)
-        reduced = f"branch{stride}.reduce_output"
-        convolutions[f"branch{stride}.reduce"] = f"{stream}.activation_quantizer", f"{reduced}.stream_quantizer"
-        shortcuts[reduced] = None
-        refined = add_block(architecture.branch_block(stride), reduced)
-        convolutions[f"branch{stride}.classifier"] = f"{refined}.activation_quantizer", None
+        branch = f"branch{stride}"
+        features = f"{stream}.activation_quantizer"
+        if architecture.reconstruction == "residual_block":
+            convolutions[f"{branch}.reduce"] = features, f"{branch}.reduce_output.stream_quantizer"
+            shortcuts[f"{branch}.reduce_output"] = None
+            refined = add_block(architecture.branch_block(stride), f"{branch}.reduce_output")
+            convolutions[f"{branch}.classifier"] = f"{refined}.activation_quantizer", None
+        else:
+            convolutions[f"{branch}.reduce"] = features, f"{branch}.reduce_activation"
+            convolutions[f"{branch}.conv"] = f"{branch}.reduce_activation", f"{branch}.output"
+            convolutions[f"{branch}.classifier"] = f"{branch}.output", None
     return convolutions, shortcuts
 
 
@@ -118,7 +124,7 @@ def fold_convolution(layer, input_step, output_step, mean=(0,)):
     bitseg.model_file.LayerWeights
     """
     codes = layer.weight_quantizer.codes(layer.conv.weight).numpy()
-    gain = layer.weight_quantizer.scale().double().numpy() * input_step
+    gain = layer.weight_quantizer.scale(layer.conv.weight).double().numpy() * input_step
     shift = -gain * _response(codes, layer.weight_quantizer.levels, mean)
     if layer.conv.bias is not None:
         shift += layer.conv.bias.double().numpy()

@@ -1,5 +1,6 @@
 """Where a network's weights come from at the start: a pretrained ResNet, a checkpoint, or a converted model file."""
 
+import sys
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,18 @@ from .errors import TrainingError
 from .folding import unfold_network
 from .network import BitConv
 
+_MAY_DIFFER = {"classes", "reconstruction", "weight_bits", "activation_bits", "stream_bits", "working_size"}
+"""Entries of architecture and preprocessing in which a run may differ from what it starts from."""
+
 
 @torch.no_grad()
 def load_start(network, path, preprocessing, images):
     """Take all weights from a checkpoint or a converted model file.
 
-    Bits and scales come along, unless the residual stream is to have other bits: then the network stays in floating
-    point, for the first stage to calibrate. If the classes differ, the classifiers keep their random weights.
+    What `path` lacks keeps its random weights: the classifiers if the classes differ, the branches if the
+    reconstruction does; a line on stderr says so. Bits and scales come along, unless the residual stream is to have
+    other bits, or the quantisers or the reconstruction differ: then the network stays in floating point, for the first
+    stage to calibrate.
 
     Parameters
     ----------
@@ -37,30 +43,58 @@ def load_start(network, path, preprocessing, images):
     Raises
     ------
     ModelFileError, TrainingError
-        The file cannot be used, or its network is another one.
+        The file cannot be used, or its encoder or branches have other sizes.
     """
-    is_model = Path(path).suffix == ".h5"
-    if is_model:
-        model = read_model(path)
-        start, start_preprocessing = unfold_network(model), model.preprocessing
-    else:
-        start, config, _ = load_network(path)
-        start_preprocessing = config.preprocessing
+    start, start_preprocessing = load_trained(path)
     found = {**vars(start.architecture), **vars(start_preprocessing)}
     wanted = {**vars(network.architecture), **vars(preprocessing)}
-    for entry in sorted(set(wanted) - {"classes", "weight_bits", "activation_bits", "stream_bits", "working_size"}):
+    for entry in sorted(set(wanted) - _MAY_DIFFER):
         if found[entry] != wanted[entry]:
             raise TrainingError(
                 f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}"
             )
-    state = start.state_dict()
+    own, trained = network.state_dict(), start.state_dict()
+    taken = {name: trained[name] for name in own if name in trained and trained[name].shape == own[name].shape}
     if found["classes"] != wanted["classes"]:
-        state |= {name: value for name, value in network.state_dict().items() if ".classifier." in name}
-    network.load_state_dict(state)
-    if start.architecture.stream_bits == network.architecture.stream_bits:
+        taken = {name: value for name, value in taken.items() if ".classifier." not in name}
+    network.load_state_dict(own | taken)
+    untrained = sorted({name.rpartition(".conv.")[0] for name in set(own) - set(taken) if name.endswith("conv.weight")})
+    if untrained:
+        print(f"{path} does not hold these layers, which begin untrained: {', '.join(untrained)}", file=sys.stderr)
+    if own.keys() == trained.keys() and found["stream_bits"] == wanted["stream_bits"]:
         network.set_bits(start.architecture.weight_bits, start.architecture.activation_bits)
-    if is_model:
+    if _is_model(path):
         estimate_statistics(network, images)
+
+
+def load_trained(path):
+    """The network of a checkpoint or of a converted model file, in evaluation mode.
+
+    Parameters
+    ----------
+    path : path
+        Checkpoint, or model file whose name ends in ``.h5``.
+
+    Returns
+    -------
+    network : BitFCN
+        At its own bits.
+    preprocessing : bitseg.architecture.Preprocessing
+
+    Raises
+    ------
+    ModelFileError, TrainingError
+        The file cannot be used.
+    """
+    if _is_model(path):
+        model = read_model(path)
+        return unfold_network(model), model.preprocessing
+    network, config, _ = load_network(path)
+    return network, config.preprocessing
+
+
+def _is_model(path):
+    return Path(path).suffix == ".h5"
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import nn
 from bitseg.architecture import STRIDES
 from bitseg.network.graph import GATE_RADIUS
 
-from .quantizers import FLOAT_BITS, ActivationQuantizer, WeightQuantizer
+from .quantizers import FLOAT_BITS, QUANTIZERS, ActivationQuantizer, WeightQuantizer
 
 
 class BitConv(nn.Module):
@@ -24,15 +24,17 @@ class BitConv(nn.Module):
     ----------
     convolution : bitseg.architecture.Convolution
         Shape; the bits are set by `BitFCN.set_bits`.
+    weight_quantizer : type
+        Makes the quantiser of its weights.
     bias : bool
         A bias instead of BatchNorm.
     """
 
-    def __init__(self, convolution, bias=False):
+    def __init__(self, convolution, weight_quantizer=WeightQuantizer, bias=False):
         super().__init__()
         shape = convolution.in_channels, convolution.out_channels, convolution.kernel, convolution.stride
         self.conv = nn.Conv2d(*shape, convolution.padding, bias=bias)
-        self.weight_quantizer = WeightQuantizer(convolution.out_channels)
+        self.weight_quantizer = weight_quantizer(convolution.out_channels)
         self.norm = nn.Identity() if bias else nn.BatchNorm2d(convolution.out_channels)
 
     def forward(self, x):
@@ -46,10 +48,10 @@ class Stream(nn.Module):
     Returns both: the stream that the next block adds to, and the activation that its convolutions read.
     """
 
-    def __init__(self):
+    def __init__(self, activation_quantizer):
         super().__init__()
-        self.stream_quantizer = ActivationQuantizer()
-        self.activation_quantizer = ActivationQuantizer()
+        self.stream_quantizer = activation_quantizer()
+        self.activation_quantizer = activation_quantizer()
 
     @property
     def rounds_once(self):
@@ -68,17 +70,20 @@ class ResidualBlock(nn.Module):
     ----------
     block : bitseg.architecture.Block
     convolutions : dict of str to bitseg.architecture.Convolution
+    quantizers : (type, type)
+        A value of `quantizers.QUANTIZERS`.
     """
 
-    def __init__(self, block, convolutions):
+    def __init__(self, block, convolutions, quantizers):
         super().__init__()
+        weights, activations = quantizers
         self.inner = range(1, len(block.convolutions))
         for index in self.inner:
-            self.add_module(f"conv{index}", BitConv(convolutions[block.convolutions[index - 1]]))
-            self.add_module(f"activation{index}", ActivationQuantizer())
-        self.add_module(f"conv{len(block.convolutions)}", BitConv(convolutions[block.convolutions[-1]]))
-        self.downsample = BitConv(convolutions[block.projection]) if block.projection else None
-        self.output = Stream()
+            self.add_module(f"conv{index}", BitConv(convolutions[block.convolutions[index - 1]], weights))
+            self.add_module(f"activation{index}", activations())
+        self.add_module(f"conv{len(block.convolutions)}", BitConv(convolutions[block.convolutions[-1]], weights))
+        self.downsample = BitConv(convolutions[block.projection], weights) if block.projection else None
+        self.output = Stream(activations)
 
     @property
     def convolutions(self):
@@ -96,13 +101,14 @@ class ResidualBlock(nn.Module):
 class Encoder(nn.Module):
     """ResNet: 8-bit stem, 3x3 max-pooling that pads right and below only, four stages at strides 4 to 32."""
 
-    def __init__(self, architecture):
+    def __init__(self, architecture, quantizers):
         super().__init__()
         convolutions = architecture.convolutions()
         self.stem = BitConv(convolutions["encoder.stem"])
-        self.stem_output = Stream()
+        self.stem_output = Stream(quantizers[1])
         for number, blocks in enumerate(architecture.stages(), 1):
-            self.add_module(f"stage{number}", nn.ModuleList(ResidualBlock(block, convolutions) for block in blocks))
+            stage = nn.ModuleList(ResidualBlock(block, convolutions, quantizers) for block in blocks)
+            self.add_module(f"stage{number}", stage)
 
     @property
     def stages(self):
@@ -121,19 +127,32 @@ class Encoder(nn.Module):
 
 
 class Branch(nn.Module):
-    """Decoder branch of one scale: 1x1 reduction, residual block, 8-bit 1x1 classifier."""
+    """Decoder branch of one scale: 1x1 reduction, the reconstruction's convolutions, 8-bit 1x1 classifier.
 
-    def __init__(self, architecture, stride):
+    The reconstruction is a residual block (Wen et al. 2016), or a single 3x3 convolution as in Ghiasi & Fowlkes 2016.
+    """
+
+    def __init__(self, architecture, stride, quantizers):
         super().__init__()
+        weights, activations = quantizers
         convolutions = architecture.convolutions()
-        self.reduce = BitConv(convolutions[f"branch{stride}.reduce"])
-        self.reduce_output = Stream()
-        self.block = ResidualBlock(architecture.branch_block(stride), convolutions)
+        self.reduce = BitConv(convolutions[f"branch{stride}.reduce"], weights)
+        if architecture.reconstruction == "residual_block":
+            self.reduce_output = Stream(activations)
+            self.block = ResidualBlock(architecture.branch_block(stride), convolutions, quantizers)
+        else:
+            self.reduce_activation = activations()
+            self.conv = BitConv(convolutions[f"branch{stride}.conv"], weights)
+            self.output = activations()
         self.classifier = BitConv(convolutions[f"branch{stride}.classifier"], bias=True)
 
     def forward(self, activation):
-        _, activation = self.block(*self.reduce_output(self.reduce(activation)))
-        return self.classifier(activation)
+        reduced = self.reduce(activation)
+        if hasattr(self, "block"):
+            _, refined = self.block(*self.reduce_output(reduced))
+        else:
+            refined = self.output(self.conv(self.reduce_activation(reduced)))
+        return self.classifier(refined)
 
 
 def upsample2x(scores):
@@ -157,14 +176,16 @@ class BitFCN(nn.Module):
     ----------
     architecture : bitseg.architecture.Architecture
         Its weight and activation bits do not matter.
+    quantizer : str
+        A key of `quantizers.QUANTIZERS`.
     """
 
-    def __init__(self, architecture):
+    def __init__(self, architecture, quantizer="learned"):
         super().__init__()
         self.architecture = architecture
-        self.encoder = Encoder(architecture)
+        self.encoder = Encoder(architecture, QUANTIZERS[quantizer])
         for stride in STRIDES:
-            self.add_module(f"branch{stride}", Branch(architecture, stride))
+            self.add_module(f"branch{stride}", Branch(architecture, stride, QUANTIZERS[quantizer]))
         self.set_bits(FLOAT_BITS, FLOAT_BITS)
 
     def forward(self, image, scales=(32, 16, 8, 4)):
@@ -212,10 +233,14 @@ class BitFCN(nn.Module):
         for module in self.modules():
             if isinstance(module, ActivationQuantizer):
                 module.bits = activation_bits
+        residual_bits = self.architecture.residual_bits if quantised_feature_maps else FLOAT_BITS
         for name, bits in self.architecture.stream_outputs().items():
             stream = self.get_submodule(name)
-            stream.stream_quantizer.bits = self.architecture.residual_bits if quantised_feature_maps else FLOAT_BITS
+            stream.stream_quantizer.bits = residual_bits
             stream.activation_quantizer.bits = bits if quantised_feature_maps else FLOAT_BITS
+        if self.architecture.reconstruction != "residual_block":
+            for stride in STRIDES:
+                self.get_submodule(f"branch{stride}.output").bits = residual_bits
         for name, convolution in self.architecture.convolutions().items():
             bits = convolution.weight_bits if weight_bits != FLOAT_BITS else FLOAT_BITS
             self.get_submodule(name).weight_quantizer.bits = bits

@@ -1,8 +1,10 @@
-"""Quantisers with learned steps for weights and feature maps of 1 to 8 bits.
+"""Quantisers for weights and feature maps of 1 to 8 bits: learned steps, and DoReFa as the paper uses it.
 
-Learned step size quantisation (Esser et al. 2020, arXiv 1902.08153), with the levels of the paper's
-DoReFa quantiser (Wen et al. 2016): 2**m weight levels that lie symmetrically around zero, and 2**k
-activation levels from 0 to the clipping bound. Scales are learned as logarithms, so they never cross zero.
+Learned step size quantisation (LSQ; Esser et al. 2020, arXiv 1902.08153) and DoReFa (Zhou et al. 2016, arXiv
+1606.06160; Wen et al. 2016) share their levels: 2**m weight levels that lie symmetrically around zero, and 2**k
+activation levels from 0 to a clipping bound. DoReFa fixes the scales; LSQ learns one for every filter and feature
+map, as a logarithm, so that it never crosses zero. The stem and the classifiers, which DoReFa leaves in floating point,
+keep learned 8-bit steps under both.
 """
 
 import math
@@ -110,8 +112,13 @@ class ActivationQuantizer(nn.Module):
         if self.bits == FLOAT_BITS:
             return torch.relu(x)
         if self.calibrating:
-            self.log_bound.data.fill_(math.log(best_activation_bound(x.detach().float(), self.levels)))
+            self.calibrate(x)
         return _QuantizeActivation.apply(x, self.log_bound, torch.tensor(float(self.levels)))
+
+    @torch.no_grad()
+    def calibrate(self, x):
+        """Set the clipping bound to that of the least squared error on a feature map, see `best_activation_bound`."""
+        self.log_bound.fill_(math.log(best_activation_bound(x.float(), self.levels)))
 
 
 def best_activation_bound(x, levels):
@@ -156,8 +163,8 @@ class WeightQuantizer(nn.Module):
         """Largest code: 2**bits - 1."""
         return 2**self.bits - 1
 
-    def scale(self):
-        """Half a step of every filter, shape (out_channels,)."""
+    def scale(self, weight):
+        """Half a step of every filter of a weight tensor, shape (out_channels,)."""
         return self.log_scale.exp()
 
     def codes(self, weight):
@@ -171,7 +178,7 @@ class WeightQuantizer(nn.Module):
         -------
         tensor of int64, same shape
         """
-        scale = self.scale().view(-1, *[1] * (weight.dim() - 1))
+        scale = self.scale(weight).view(-1, *[1] * (weight.dim() - 1))
         return ((weight / scale + self.levels) / 2).round().clamp(0, self.levels).to(torch.int64)
 
     def forward(self, weight):
@@ -200,3 +207,69 @@ class WeightQuantizer(nn.Module):
             best_error[better] = error[better]
             best_scale[better] = scale[better]
         self.log_scale.copy_(best_scale.log())
+
+
+class DoReFaActivationQuantizer(ActivationQuantizer):
+    """Clip a feature map to [0, 1] and round it to 2**bits levels; ReLU while `bits` is 32."""
+
+    def __init__(self, bits=FLOAT_BITS):
+        super().__init__(bits)
+        del self.log_bound
+        self.register_buffer("log_bound", torch.zeros(()), persistent=False)
+
+    def calibrate(self, x):
+        """Nothing to set: the bound is 1."""
+
+
+class DoReFaWeightQuantizer(nn.Module):
+    """Weights as DoReFa rounds them, with straight-through gradients.
+
+    More than one bit: ``2 / N * rint(N * (tanh(w) / (2 max |tanh(w)|) + 1 / 2)) - 1`` for ``N = 2**bits - 1``.
+    One bit: ``sign(w) * mean |w|``, the mean a constant. Both are taken over the whole layer.
+
+    Parameters and methods are those of `WeightQuantizer`.
+    """
+
+    def __init__(self, out_channels, bits=FLOAT_BITS):
+        super().__init__()
+        self.out_channels, self.bits = out_channels, bits
+
+    @property
+    def levels(self):
+        """Largest code: 2**bits - 1."""
+        return 2**self.bits - 1
+
+    def scale(self, weight):
+        """Half a step, the same for every filter, shape (out_channels,)."""
+        half_step = weight.detach().abs().mean() if self.bits == 1 else torch.tensor(1 / self.levels)
+        return half_step.expand(self.out_channels)
+
+    def codes(self, weight):
+        """Unsigned codes of a weight tensor: int64, same shape."""
+        return self._unrounded_codes(weight).round().to(torch.int64)
+
+    def forward(self, weight):
+        if self.bits == FLOAT_BITS:
+            return weight
+        if self.bits == 1:
+            rounded = weight.sign().where(weight != 0, torch.ones(())) * self.scale(weight)[0]
+            return weight + (rounded - weight).detach()
+        codes = self._unrounded_codes(weight)
+        return 2 / self.levels * (codes + (codes.round() - codes).detach()) - 1
+
+    def calibrate(self, weight):
+        """Nothing to set: the scales follow from the weights."""
+
+    def _unrounded_codes(self, weight):
+        if self.bits == 1:
+            return (weight >= 0).to(weight.dtype)
+        bent = weight.tanh()
+        largest = bent.abs().max().clamp(min=_SMALLEST_SCALE)
+        return self.levels * (bent / (2 * largest) + 0.5)
+
+
+QUANTIZERS = {
+    "learned": (WeightQuantizer, ActivationQuantizer),
+    "dorefa": (DoReFaWeightQuantizer, DoReFaActivationQuantizer),
+}
+"""Name of a kind of quantiser: those of the weights and of the feature maps."""

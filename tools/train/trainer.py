@@ -13,14 +13,19 @@ import torch.nn.functional as F
 from bitseg.datasets import IGNORE, open_dataset
 from bitseg.evaluation import evaluate, scores
 
+from . import distributed
 from .checkpoint import read_checkpoint, save_checkpoint
 from .config import RUN_CHECKPOINT, check_continuation, config_from_dict
 from .data import Batches, batch_stream, class_weights, normalise
+from .distillation import Teacher, distillation_loss, recorded_streams
 from .errors import TrainingError
-from .initialize import load_pretrained_encoder, load_start
+from .initialize import load_pretrained_encoder, load_start, load_trained
 from .network import BitFCN
 from .prediction import predict_label_map
 from .quantizers import FLOAT_BITS
+
+LOSS_WINDOW = 50
+"""Iterations whose mean loss is reported, and watched by a stage's patience."""
 
 CHECKPOINT_SECONDS = 240
 REPORT_SECONDS = 20
@@ -43,6 +48,8 @@ class Trainer:
         Folded ResNet to start the encoder from.
     start : path or None
         Checkpoint or model file to take all weights from.
+    teacher : path or None
+        Checkpoint or model file that stages with distillation learn from; it may be one that this run writes.
     workers : int
         Processes that make batches.
 
@@ -52,19 +59,23 @@ class Trainer:
         Data, starting point or output cannot be used, or the run found there began with another configuration.
     """
 
-    def __init__(self, config, data, output, command, pretrained=None, start=None, workers=1):
+    def __init__(self, config, data, output, command, pretrained=None, start=None, teacher=None, workers=1):
         if start is not None and pretrained is not None:
             raise TrainingError("start from all weights or from a pretrained encoder, not from both")
+        if teacher is None and any(stage.distillation for stage in config.stages):
+            raise TrainingError("a stage has distillation: give the network to learn from with --teacher")
         self.config, self.output, self.command, self.workers = config, output, command, workers
+        self.teacher_path, self.teacher = teacher, None
         train_set = open_dataset(config.dataset, data, "train")
         self.val_set = open_dataset(config.dataset, data, "val")
-        self.batches = Batches(
-            train_set, config.augmentation, config.preprocessing.mean, config.batch_size, config.seed
-        )
+        batches = train_set, config.augmentation, config.preprocessing.mean, config.batch_size, config.seed
+        self.batches = Batches(*batches, part=distributed.share(config.batch_size))
+        self.calibration_images = normalise(Batches(*batches)[0][0], config.preprocessing)
         self.class_weights = class_weights(train_set) if config.class_weights == "log" else None
         torch.manual_seed(config.seed)
-        self.network = BitFCN(config.architecture).to(memory_format=torch.channels_last)
+        self.network = BitFCN(config.architecture, config.quantizer).to(memory_format=torch.channels_last)
         self.stage_index, self.iteration, self.trained = 0, 0, 0
+        self.losses, self.best_loss, self.best_iteration = deque(maxlen=LOSS_WINDOW), math.inf, 0
         self.results = {}
         self.optimizer = None
         try:
@@ -76,9 +87,9 @@ class Trainer:
         if self._checkpoint(RUN_CHECKPOINT).exists():
             self._resume()
         elif start is not None:
-            load_start(self.network, start, config.preprocessing, self._calibration_images())
+            load_start(self.network, start, config.preprocessing, self.calibration_images)
         elif pretrained is not None:
-            load_pretrained_encoder(self.network, pretrained, self._calibration_images(), config.preprocessing.scale)
+            load_pretrained_encoder(self.network, pretrained, self.calibration_images, config.preprocessing.scale)
 
     def run(self):
         """Train all remaining stages and score each on the val split.
@@ -100,12 +111,8 @@ class Trainer:
         if bits != (self.network.architecture.weight_bits, self.network.architecture.activation_bits):
             self.network.set_bits(*bits)
             if bits != (FLOAT_BITS, FLOAT_BITS):
-                self.network.calibrate(self._calibration_images())
+                self.network.calibrate(self.calibration_images)
         self.optimizer = self._make_optimizer(stage)
-
-    def _calibration_images(self):
-        images, _ = self.batches[0]
-        return normalise(images, self.config.preprocessing)
 
     def _make_optimizer(self, stage):
         groups = {"encoder": [], "plain": [], "decoder": [], "scales": []}
@@ -126,32 +133,60 @@ class Trainer:
             fused=True,
         )
 
+    def _load_teacher(self):
+        network, _ = load_trained(self.teacher_path)
+        self.teacher = Teacher(network.to(memory_format=torch.channels_last))
+        self.teacher.check(self.network)
+
     def _train(self, stage):
+        if stage.distillation and self.teacher is None:
+            self._load_teacher()
+        network = distributed.parallel(self.network)
         first = self.trained + 1
         numbers = range(first, first + stage.iterations - self.iteration)
         begin = saved = shown = time.monotonic()
         begun_at = self.iteration
-        losses = deque(maxlen=50)
         for images, labels in batch_stream(self.batches, numbers, self.workers):
-            losses.append(self._train_batch(stage, images, labels))
-            self.iteration += 1
-            self.trained += 1
+            self._note_loss(self._train_batch(network, stage, images, labels))
             now = time.monotonic()
-            if now - shown > REPORT_SECONDS or self.iteration == stage.iterations:
+            ends = self.iteration == stage.iterations or self._is_flat(stage)
+            if now - shown > REPORT_SECONDS or ends:
                 shown = now
-                self._report(stage, np.mean(losses), (self.iteration - begun_at) / (now - begin))
+                self._report(stage, (self.iteration - begun_at) / (now - begin))
+            if ends:
+                break
             if now - saved > CHECKPOINT_SECONDS:
                 saved = now
                 self._save(RUN_CHECKPOINT)
 
-    def _train_batch(self, stage, images, labels):
+    def _note_loss(self, loss):
+        self.iteration += 1
+        self.trained += 1
+        self.losses.append(loss)
+        if len(self.losses) == LOSS_WINDOW and np.mean(self.losses) < self.best_loss:
+            self.best_loss, self.best_iteration = float(np.mean(self.losses)), self.iteration
+
+    def _is_flat(self, stage):
+        return 0 < stage.patience <= self.iteration - max(self.best_iteration, LOSS_WINDOW)
+
+    def _train_batch(self, network, stage, images, labels):
         """One step of the optimiser; returns the loss."""
         self._set_rates(stage)
-        self.network.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
-            predicted = self.network(normalise(images, self.config.preprocessing), stage.scales)
-        loss = sum(self._loss(predicted[stride], labels, stride) for stride in stage.scales)
-        value = loss.item()
+        network.train()
+        images = normalise(images, self.config.preprocessing)
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16),
+            recorded_streams(self.network) as streams,
+        ):
+            predicted = network(images, stage.scales)
+            taught = self.teacher(images, stage.scales) if stage.distillation else None
+        if stage.task == "classification":
+            loss = presence_loss(predicted[32], labels)
+        else:
+            loss = sum(self._loss(predicted[stride], labels, stride) for stride in stage.scales)
+        if taught is not None:
+            loss = loss + stage.distillation * distillation_loss(predicted, streams, *taught)
+        value = distributed.mean(loss)
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at iteration {self.iteration} of stage '{stage.name}': begin it again with "
@@ -178,24 +213,30 @@ class Trainer:
             return predicted.sum() * 0  # a mean over no pixel would be NaN
         return F.cross_entropy(predicted, labels, self.class_weights, ignore_index=IGNORE)
 
-    def _report(self, stage, loss, rate):
+    def _report(self, stage, rate):
+        if distributed.rank():
+            return
         later = sum(other.iterations for other in self.config.stages[self.stage_index + 1 :])
         minutes = round((stage.iterations - self.iteration + later) / rate / 60)
         print(
-            f"{stage.name} {self.iteration}/{stage.iterations}  loss {loss:.3f}  "
+            f"{stage.name} {self.iteration}/{stage.iterations}  loss {np.mean(self.losses):.3f}  "
             f"{rate * self.config.batch_size:.1f} images/s  {minutes // 60} h {minutes % 60:02d} min left",
             file=sys.stderr,
             flush=True,
         )
 
     def _finish(self, stage):
-        confusion = evaluate(
-            lambda photo: predict_label_map(self.network, photo, self.config.preprocessing), self.val_set
-        )
-        self.results[stage.name] = {"stage": stage.name, **scores(confusion, self.val_set)}
-        print(json.dumps(self.results[stage.name]), flush=True)
+        if stage.task == "segmentation" and distributed.rank() == 0:
+            confusion = evaluate(
+                lambda photo: predict_label_map(self.network, photo, self.config.preprocessing), self.val_set
+            )
+            self.results[stage.name] = {"stage": stage.name, **scores(confusion, self.val_set)}
+            print(json.dumps(self.results[stage.name]), flush=True)
+        distributed.wait()
         self.stage_index += 1
         self.iteration = 0
+        self.losses.clear()
+        self.best_loss, self.best_iteration = math.inf, 0
         self.optimizer = None
         self._save(stage.name)
         self._save(RUN_CHECKPOINT)
@@ -204,6 +245,8 @@ class Trainer:
         return self.output / f"{name}.pt"
 
     def _save(self, name):
+        if distributed.rank():
+            return
         save_checkpoint(
             self._checkpoint(name),
             self.config,
@@ -213,6 +256,9 @@ class Trainer:
             stage_index=self.stage_index,
             iteration=self.iteration,
             trained=self.trained,
+            losses=list(self.losses),
+            best_loss=self.best_loss,
+            best_iteration=self.best_iteration,
             results=self.results,
         )
 
@@ -221,6 +267,8 @@ class Trainer:
         saved = read_checkpoint(path)
         self.stage_index, self.iteration = saved["stage_index"], saved["iteration"]
         self.trained, self.results = saved["trained"], saved["results"]
+        self.losses.extend(saved["losses"])
+        self.best_loss, self.best_iteration = saved["best_loss"], saved["best_iteration"]
         try:
             check_continuation(config_from_dict(saved["config"]), self.config, self.stage_index + (self.iteration > 0))
         except TrainingError as error:
@@ -231,3 +279,20 @@ class Trainer:
             self.optimizer = self._make_optimizer(self.config.stages[self.stage_index])
             self.optimizer.load_state_dict(saved["optimizer"])
         print(f"continuing after {self.trained} iterations, {self.stage_index} stages finished", file=sys.stderr)
+
+
+def presence_loss(scores, labels):
+    """Cross-entropy of which classes are in a picture, told from the mean of its scores.
+
+    Parameters
+    ----------
+    scores : tensor, shape (batch, classes, height, width)
+    labels : tensor of int64, shape (batch, height, width)
+        Class ids, or ``IGNORE``.
+
+    Returns
+    -------
+    tensor, scalar
+    """
+    presence = torch.stack([(labels == index).flatten(1).any(1) for index in range(scores.shape[1])], 1)
+    return F.binary_cross_entropy_with_logits(scores.mean((2, 3)), presence.to(scores.dtype))

@@ -1,0 +1,66 @@
+"""Training in several processes, on one machine or many, as started by torchrun; one process needs none of this."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from .errors import TrainingError
+
+
+def join_processes():
+    """Meet the other processes, if torchrun started this one; on GPUs each takes its own."""
+    if "RANK" in os.environ:
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def leave_processes():
+    """Take leave of the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank():
+    """Number of this process, from 0; process 0 reports and writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes():
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(count):
+    """Indices, of `count` samples of a batch, that are this process's part.
+
+    Raises
+    ------
+    TrainingError
+        The processes would get parts of different size.
+    """
+    if count % processes():
+        raise TrainingError(f"a batch of {count} cannot be shared out to {processes()} processes: change batch_size")
+    return range(rank(), count, processes())
+
+
+def parallel(network):
+    """The network with gradients averaged over all processes."""
+    return DistributedDataParallel(network, find_unused_parameters=True) if dist.is_initialized() else network
+
+
+def mean(value):
+    """Mean of a scalar tensor over all processes, as a float."""
+    if dist.is_initialized():
+        value = value.detach().clone()
+        dist.all_reduce(value)
+    return value.item() / processes()
+
+
+def wait():
+    """Wait until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
