@@ -57,6 +57,8 @@ class Stage:
         from the mean of the stride-32 scores.
     patience : int
         The stage ends early when the mean loss of the last 50 iterations has not fallen for so many; 0: it never does.
+    evaluate : bool
+        Score the network on the val split at the end of the stage.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Stage:
     distillation: float = 0.0
     task: str = "segmentation"
     patience: int = 0
+    evaluate: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def read_config(path):
     Parameters
     ----------
     path : path
-        TOML file.
+        TOML file; see `read_toml`.
 
     Returns
     -------
@@ -133,14 +136,50 @@ def read_config(path):
     TrainingError
         The file is missing, is no TOML, lacks an entry, or has an unknown or impossible one.
     """
+    values = read_toml(path)
+    values.pop("experiment", None)
     try:
-        return config_from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        return config_from_dict(values)
+    except TrainingError as error:
+        raise TrainingError(f"{path}: {error}") from None
+
+
+def read_toml(path):
+    """Read a configuration file as plain data.
+
+    An entry ``base`` names another file, relative to this one, whose entries hold where this one has none. Tables are
+    merged entry by entry; ``stages`` and ``experiment`` stand as a whole.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    TrainingError
+        The file or its base is missing, or no TOML.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise TrainingError(f"{path}: cannot be read ({error.strerror}); give a configuration file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TrainingError(f"{path}: not valid TOML: {error}") from None
-    except TrainingError as error:
-        raise TrainingError(f"{path}: {error}") from None
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise TrainingError(f"{path}: base must be the name of a file, not {base!r}")
+    inherited = read_toml(Path(path).parent / base)
+    inherited.pop("experiment", None)
+    for name, value in values.items():
+        merges = isinstance(value, dict) and isinstance(inherited.get(name), dict)
+        inherited[name] = inherited[name] | value if merges else value
+    return inherited
 
 
 def config_from_dict(data):

@@ -226,7 +226,7 @@ class Trainer:
         )
 
     def _finish(self, stage):
-        if stage.task == "segmentation" and distributed.rank() == 0:
+        if stage.evaluate and distributed.rank() == 0:
             confusion = evaluate(
                 lambda photo: predict_label_map(self.network, photo, self.config.preprocessing), self.val_set
             )
