@@ -14,7 +14,7 @@ def warmup(model):
     done = warm_up(model)
     folder = click.format_filename(done.folder)
     if done.compiled:
-        click.echo(f"{model}: {done.compiled} kernels compiled in {done.seconds:.1f} s, kept in {folder}")
+        click.echo(f"{model}: compiled {done.compiled} of its kernels in {done.seconds:.1f} s, kept in {folder}")
     else:
         click.echo(f"{model}: all kernels are there already, in {folder} ({done.seconds:.1f} s)")
 
