@@ -6,6 +6,7 @@ from .cost import fp32_bytes, network_cost, packed_bytes, predicted_speedup, wei
 from .errors import ModelFileError
 from .model_file import VERSION, find_model, installed_models, read_model, stored_checksum
 from .network.graph import SIZE_MULTIPLE
+from .palette import palette_for
 
 INSTALLED_LICENCE = "MIT, as bitseg; NOTICE names the encoder that training started from"
 """Of the models in weights/: a model file need not state a licence."""
@@ -96,8 +97,9 @@ def describe_model(name, size=None):
     Returns
     -------
     dict
-        Of JSON's types. Counts are for the whole network, bytes for the weights alone, but for ``file``; a layer's
-        ``output_size`` is width and height.
+        What JSON can hold. Totals are of all layers, whose ``output_size`` is width and height; ``packed_bytes`` and
+        ``fp32_bytes`` are those of the weights alone, at their own bits and in fp32; the colour of a class is the one
+        that `Segmentation.overlay` gives it by default.
 
     Raises
     ------
@@ -118,7 +120,7 @@ def describe_model(name, size=None):
         "preprocessing": asdict(model.preprocessing),
         "classes": [
             {"id": i, "name": name, "color": color}
-            for i, (name, color) in enumerate(zip(architecture.classes, model.palette.tolist()))
+            for i, (name, color) in enumerate(zip(architecture.classes, palette_for(architecture.classes).tolist()))
         ],
         "size": [width, height],
         "layers": [_layer_entry(layer) for layer in cost.layers],

@@ -97,7 +97,7 @@ def examine():
     Returns
     -------
     dict
-        Of JSON's types: ``versions``; ``import_errors`` of packages; ``environment``, the variables that Numba obeys;
+        What JSON can hold: ``versions``; ``import_errors`` of packages; ``environment``, the variables that Numba obeys;
         ``cpu``; ``processors``; ``model``, the default one; ``kernels``, how many of its convolutions each computes;
         ``self_test``; ``cache``; and sentences: ``problems``, for which bitseg does not work as it should, and
         ``advice``, what would make it faster. After an import error all that needs the packages is missing.
@@ -173,7 +173,7 @@ def _processors():
 
     limit = cpu_limit()
     return {
-        "present": os.cpu_count(),
+        "present": os.cpu_count() or 1,
         "usable": Operations().threads,
         "limit": None if math.isinf(limit) else limit,
     }
@@ -315,4 +315,4 @@ def advice(report):
             "others are closed to it, by taskset or a container, for example."
         )
     elif usable == 1:
-        yield "There is one processor only: with a second one a photo takes little more than half the time."
+        yield "There is one processor only: bitseg would be faster with a second one."

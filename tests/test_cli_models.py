@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from models import random_model
 
 from bitseg.cli import main
 from bitseg.cost import network_cost
-from bitseg.model_file import installed_models, read_model, write_model
+from bitseg.model_file import find_model, installed_models, read_model, write_model
+from bitseg.palette import palette_for
 from bitseg.presets import preset_model
 from bitseg.segmenter import DEFAULT_MODEL
-from models import random_model
 
 
 def bitseg(*arguments):
@@ -81,11 +82,10 @@ def test_info_as_json_has_everything():
 
 def test_info_shows_each_class_with_its_colour_and_accuracy(text):
     _, *rows = lines_of(text, "Classes:")
-    model = read_model(next(path for path in installed_models() if path.stem == DEFAULT_MODEL))
-    iou = model.training["accuracy"]["iou"]
-    for number, (name, row) in enumerate(zip(model.architecture.classes, rows, strict=True)):
-        color = "#" + bytes(model.palette[number]).hex()
-        assert row == [str(number), name, color, f"{iou[name]:.3f}"]
+    model = read_model(find_model(DEFAULT_MODEL))
+    classes, iou = model.architecture.classes, model.training["accuracy"]["iou"]
+    for number, (color, name, row) in enumerate(zip(palette_for(classes), classes, rows, strict=True)):
+        assert row == [str(number), name, f"#{bytes(color).hex()}", f"{iou[name]:.3f}"]
 
 
 def test_info_shows_each_layer(text):
@@ -116,8 +116,8 @@ def test_colours_are_shown_on_a_terminal_only(text):
             shown += chunk
     os.close(reader)
     assert process.returncode == 0
-    cat = read_model(next(path for path in installed_models() if path.stem == DEFAULT_MODEL)).palette[1]
-    assert "\x1b[48;2;{};{};{}m".format(*cat).encode() in shown
+    for color in palette_for(read_model(find_model(DEFAULT_MODEL)).architecture.classes):
+        assert "\x1b[48;2;{};{};{}m".format(*color).encode() in shown
 
 
 def _read(descriptor):

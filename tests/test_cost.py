@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from models import random_model
 
 from bitseg.architecture import Convolution
 from bitseg.cost import (
@@ -18,7 +19,6 @@ from bitseg.cost import (
 from bitseg.network import reference
 from bitseg.network.graph import Network
 from bitseg.presets import preset_model
-from models import random_model
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,10 @@ def _machine(report):
         features[present].append(name)
     limit = processors["limit"]
     kept = f"{cache['folder']}: {cache['kernels']} kernels, {cache['bytes'] / 1e6:.1f} MB" if cache["writable"] else "-"
-    tested = "failed" if test["error"] or not test["identical"] else f"as the NumPy network, {test['seconds']:.1f} s"
+    if test["error"]:
+        tested = test["error"]
+    else:
+        tested = f"{'equals' if test['identical'] else 'differs from'} the NumPy network, {test['seconds']:.1f} s"
     return [
         ("CPU", f"{cpu['model']}; kernels are compiled for {cpu['compiled_for']}"),
         ("features", f"{', '.join(features[True]) or 'none'}; without {', '.join(features[False]) or 'none'}"),
