@@ -97,7 +97,7 @@ def examine():
     Returns
     -------
     dict
-        What JSON can hold: ``versions``; ``import_errors`` of packages; ``environment``, the variables that Numba obeys;
+        What JSON can hold: ``versions``; ``import_errors`` of packages; ``environment``, variables that Numba obeys;
         ``cpu``; ``processors``; ``model``, the default one; ``kernels``, how many of its convolutions each computes;
         ``self_test``; ``cache``; and sentences: ``problems``, for which bitseg does not work as it should, and
         ``advice``, what would make it faster. After an import error all that needs the packages is missing.
