@@ -10,6 +10,7 @@ import click
 from .. import __version__
 from ..errors import BitsegError
 from .bench import bench
+from .evaluate import evaluate
 from .models import models
 from .predict import predict
 
@@ -32,5 +33,5 @@ def main():
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (predict, models, bench):
+for command in (predict, models, evaluate, bench):
     main.add_command(command)

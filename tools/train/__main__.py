@@ -27,7 +27,7 @@ def main(config, data, output, pretrained, start, workers):
     """
     command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
     try:
-        trainer = Trainer(read_config(config), data, Path(output), command, pretrained, start, workers)
+        trainer = Trainer(read_config(config, data), data, Path(output), command, pretrained, start, workers)
         Path(output, "config.toml").write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
         trainer.run()
     except BitsegError as error:
