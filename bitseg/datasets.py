@@ -186,7 +186,7 @@ class Dataset:
             The model has a class that the data set lacks, or lacks one and has no background.
         """
         classes = tuple(classes)
-        advice = "choose the data set that the model was trained on"
+        advice = "choose the data set that the model was trained on, or name its classes as the model does"
         strange = [name for name in classes if name not in self.classes]
         if strange:
             raise DatasetError(f"{self.name} lacks classes of the model ({_listed(strange)}); {advice}")
@@ -366,7 +366,8 @@ def _read_folder(root, split):
         photos = _photos(images)
     else:
         advice = f"list the photos of the split in it, one name a line, or use {split}/images, or the split 'all'"
-        by_name = {name: path for path in _photos(images) for name in (path.name, path.stem)}
+        found = _photos(images)
+        by_name = {path.stem: path for path in found} | {path.name: path for path in found}
         photos = [by_name.get(name, images / name) for name in _read_names(list_file, advice)]
     return classes, _pairs(photos, masks), _label_map(range(len(classes)))
 

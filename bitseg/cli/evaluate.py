@@ -49,7 +49,7 @@ def evaluate(model, dataset, root, split, size, threads, kernel, report, as_json
     from ..report import Gallery, check_report
     from ..segmenter import load
 
-    if report:
+    if report is not None:
         check_report(report)
     data = open_dataset(dataset, root, split)
     segmenter = load(model, threads, kernel)
@@ -63,12 +63,12 @@ def evaluate(model, dataset, root, split, size, threads, kernel, report, as_json
     with click.progressbar(length=len(data), label=f"{model} on {data.name}", show_pos=True, file=sys.stderr) as bar:
 
         def on_photo(evaluated):
-            if report:
+            if report is not None:
                 gallery.add(evaluated)
             bar.update(1)
 
         confusion = count_pixels(lambda photo: segmenter.label_map(photo, size), data, on_photo)
-    if report:
+    if report is not None:
         _write_report(report, segmenter.model, data, root, unknown, confusion, gallery)
     if as_json:
         _print_json(segmenter.model, data, unknown, confusion)
