@@ -11,6 +11,7 @@ from .. import __version__
 from ..errors import BitsegError
 from .bench import bench
 from .doctor import doctor, warmup
+from .evaluate import evaluate
 from .models import info, models
 from .predict import predict
 
@@ -33,5 +34,5 @@ def main():
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (predict, models, info, bench, warmup, doctor):
+for command in (predict, models, info, evaluate, bench, warmup, doctor):
     main.add_command(command)
