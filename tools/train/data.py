@@ -156,39 +156,24 @@ def batch_stream(batches, numbers, workers):
         yield batch
 
 
-CLASS_WEIGHTS = {
-    "none": None,
-    "log": lambda share: 1 / np.log(1.4 + share),
-    "root": lambda share: np.sqrt(np.median(share) / np.maximum(share, 1e-6)),
-}
-"""Weight of a class in the loss, from the shares of all classes in the labelled pixels.
-
-``log`` raises rare classes a little (Wen et al. 2016, section 5); ``root`` more: the square root of median frequency
-balancing (Eigen & Fergus 2015), whose full weights cost the frequent classes too much.
-"""
-
-
-def class_weights(dataset, kind):
-    """Weights of the classes in the loss.
+def class_weights(dataset):
+    """Weights that raise rare classes: ``1 / ln(1.4 + share of the class)``.
 
     Parameters
     ----------
     dataset : bitseg.datasets.Dataset
-    kind : str
-        A key of `CLASS_WEIGHTS`.
 
     Returns
     -------
-    tensor of float32, shape (classes,), or None
-        None: all count the same.
+    tensor of float32, shape (classes,)
+
+    Source: Wen et al. 2016, section 5.
     """
-    if CLASS_WEIGHTS[kind] is None:
-        return None
     counts = np.zeros(256, np.int64)
     for index in range(len(dataset)):
         counts += np.bincount(dataset.labels(index).ravel(), minlength=256)
     counted = counts[: len(dataset.classes)]
-    return torch.tensor(CLASS_WEIGHTS[kind](counted / counted.sum()), dtype=torch.float32)
+    return torch.tensor(1 / np.log(1.4 + counted / counted.sum()), dtype=torch.float32)
 
 
 def normalise(images, preprocessing):

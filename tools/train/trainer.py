@@ -71,7 +71,7 @@ class Trainer:
         batches = train_set, config.augmentation, config.preprocessing.mean, config.batch_size, config.seed
         self.batches = Batches(*batches, part=distributed.share(config.batch_size))
         self.calibration_images = normalise(Batches(*batches)[0][0], config.preprocessing)
-        self.class_weights = class_weights(train_set, config.class_weights)
+        self.class_weights = class_weights(train_set) if config.class_weights == "log" else None
         torch.manual_seed(config.seed)
         self.network = BitFCN(config.architecture, config.quantizer).to(memory_format=torch.channels_last)
         self.stage_index, self.iteration, self.trained = 0, 0, 0
