@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
 from .errors import ImageError, unknown
 from .files import check_writable, write_safely
@@ -230,6 +230,9 @@ def _rgb_from_pillow(picture):
     # comes first because it turns a TIFF upright.
     picture.load()
     turn = _TO_UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation))
+    if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
+        # Pillow takes every CMYK JPEG for one of Adobe's, in which 0 is full ink.
+        picture = ImageChops.invert(picture)
     if turn is not None:
         picture = picture.transpose(turn)
     if 0 in picture.size:
