@@ -27,8 +27,9 @@ OUTPUT_FORMATS = {
 }
 """What can be saved, and the format for every ending it can be saved with: one of Pillow's, ``JSON`` or ``NPZ``."""
 
-_QUALITY = 95
-"""Of the formats that lose something, from 0 to 100."""
+_ENCODING = {"quality": 95, "compress_level": 4}
+"""For Pillow: ``quality`` of JPEG and WebP; a PNG of 12 megapixels took 1.0 s at level 4 and 2.5 s at its usual level 6,
+which made it 7 % smaller."""
 
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -192,7 +193,7 @@ def _encode(result: Any, name, target):
         np.savez(content, **result)
     else:
         try:
-            result.save(content, name, quality=_QUALITY)
+            result.save(content, name, **_ENCODING)
         except (OSError, ValueError) as error:
             size = "x".join(map(str, result.size))
             raise ImageError(f"{target}: {name} cannot hold {size} pixels ({error}); save it as .png") from error

@@ -62,6 +62,7 @@ def test_overlay_tints_objects_and_leaves_background_alone():
     # Too small for a legend.
     segmentation = photo_with_a_cat(32, 32)
     overlay = np.asarray(segmentation.overlay(opacity=0.5))
+    assert (segmentation.image == 100).all()
     np.testing.assert_array_equal(overlay[segmentation.mask == 0], 100)
     assert overlay[16, 16].tolist() == [(100 + 230) // 2, (100 + 159) // 2, 50]
 
