@@ -28,7 +28,7 @@ OUTPUT_FORMATS = {
 """What can be saved, and the format for every ending it can be saved with: one of Pillow's, ``JSON`` or ``NPZ``."""
 
 _ENCODING = {"quality": 95, "compress_level": 4}
-"""For Pillow: ``quality`` of JPEG and WebP; a PNG of 12 megapixels took 1.0 s at level 4 and 2.5 s at its usual level 6,
+"""For Pillow: ``quality`` of JPEG and WebP; a PNG of 12 megapixels took 1.0 s at this level, and 2.5 s at the usual 6,
 which made it 7 % smaller."""
 
 _TO_UPRIGHT = {
