@@ -169,6 +169,7 @@ def test_endpoint_answers_a_photo_with_json(endpoint, examples, chelsea):
         ("POST", "/mask", b"", {}, 415, "picture data: not a picture"),
         ("POST", "/masks", b"photo", {}, 404, "no such path: POST a photo to /mask, "),
         ("GET", "/mask", None, {}, 405, "POST a photo to /mask, "),
+        ("PUT", "/mask", b"photo", {}, 501, "Unsupported method"),
         ("POST", "/mask", bytes(20_000_001), {}, 413, "too large: send at most 20 MB"),
         ("POST", "/mask", None, {"Content-Length": "-1"}, 411, "send the photo with a Content-Length"),
         ("POST", "/mask", iter([b"photo"]), {}, 411, "send the photo with a Content-Length"),
