@@ -172,7 +172,7 @@ def test_endpoint_answers_a_photo_with_json(endpoint, examples, chelsea):
         ("PUT", "/mask", b"photo", {}, 501, "Unsupported method"),
         ("POST", "/mask", bytes(20_000_001), {}, 413, "too large: send at most 20 MB"),
         ("POST", "/mask", None, {"Content-Length": "-1"}, 411, "send the photo with a Content-Length"),
-        ("POST", "/mask", iter([b"photo"]), {}, 411, "send the photo with a Content-Length"),
+        ("POST", "/mask", None, {"Transfer-Encoding": "chunked"}, 411, "send the photo with a Content-Length"),
     ],
 )
 def test_endpoint_refuses_with_one_line(endpoint, method, path, body, headers, status, line):
