@@ -32,7 +32,7 @@ def predict(photo, output, overlay, model, size, threads, kernel):
 
     The mask is an indexed PNG of the photo's size: a pixel's value is its class id, its colour is the class colour.
     """
-    from ..images import check_output, read_image, save_picture
+    from ..images import check_output, read_image
     from ..segmenter import load
 
     kind = "overlay" if overlay else "mask"
@@ -43,10 +43,7 @@ def predict(photo, output, overlay, model, size, threads, kernel):
         raise click.UsageError("the output would replace the photo; choose another name with -o")
 
     segmentation = load(model, threads, kernel).predict(image, size=size)
-    if overlay:
-        save_picture(segmentation.overlay(), output, kind)
-    else:
-        segmentation.save(output)
+    segmentation.save(output, kind)
 
     lines = [(found.name, f"{found.share:6.1%}") for found in segmentation.classes]
     lines += [("time", f"{segmentation.seconds:.3f} s"), (kind, click.format_filename(output))]
