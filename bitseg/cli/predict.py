@@ -1,53 +1,234 @@
 """``bitseg predict``."""
 
-from pathlib import Path
+import io
+import os
+import sys
+import time
+from contextlib import contextmanager
 
 import click
 
-from .common import WorkingSize, kernel_option, model_option, print_table, threads_option
+from ..errors import BitsegError, ImageError
+from .common import (
+    FileName,
+    WorkingSize,
+    check_standard_output,
+    classes_option,
+    jobs_option,
+    kernel_option,
+    model_option,
+    opacity_option,
+    palette_option,
+    print_table,
+    quiet_option,
+    standard_input,
+    threads_option,
+    write_standard_output,
+)
+
+KINDS = "mask", "color", "overlay", "cutout", "json", "scores"
+
+SECONDS_BETWEEN_LINES = 10
+"""How often progress is reported where it cannot be a bar, for example in the log of a nightly job."""
 
 
 @click.command()
-@click.argument("photo", type=click.Path(path_type=Path))
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=FileName())
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    show_default="PHOTO.mask.png or PHOTO.overlay.png beside the photo",
-    help="File to write: .png, or also .jpg for an overlay.",
+    type=FileName(),
+    show_default="PHOTO.mask.png or the like, beside each photo",
+    help="File, folder (it exists, or has no ending or a / at its end), or - for standard output.",
 )
-@click.option("--overlay", is_flag=True, help="Write the photo with its classes tinted, instead of the mask.")
+@click.option("--as", "kind", type=click.Choice(KINDS), default="mask", help="What to write, see above.")
+@click.option("--overlay", "kind", flag_value="overlay", help="Short for --as overlay.")
 @model_option
+@classes_option
+@opacity_option
+@palette_option
 @click.option(
     "--size",
     type=WorkingSize(),
     metavar="PIXELS|native",
     show_default="the model's own",
-    help="Long side at which a larger photo is segmented. The mask is always of the photo's size.",
+    help="Long side at which a larger photo is segmented. The result is always of the photo's size.",
+)
+@click.option("-r", "--recursive", is_flag=True, help="Also the photos in folders of a folder; OUTPUT gets them, too.")
+@click.option(
+    "--skip-existing/--overwrite",
+    default=False,
+    show_default="overwrite",
+    help="What to do where a result exists already. A photo is never overwritten.",
 )
 @threads_option
+@jobs_option
 @kernel_option
-def predict(photo, output, overlay, model, size, threads, kernel):
-    """Segment PHOTO and write its mask.
+@quiet_option
+def predict(
+    inputs,
+    output,
+    kind,
+    model,
+    classes,
+    opacity,
+    palette,
+    size,
+    recursive,
+    skip_existing,
+    threads,
+    jobs,
+    kernel,
+    quiet,
+):
+    """Segment photos: files, folders, quoted patterns like "*.jpg", or - for standard input.
 
-    The mask is an indexed PNG of the photo's size: a pixel's value is its class id, its colour is the class colour.
+    \b
+    --as mask     indexed PNG: a pixel's value is its class id, shown in the class colour
+         color    the class colours alone (.png, .jpg)
+         overlay  the photo, tinted, with a legend (.png, .jpg, .webp)
+         cutout   the photo without its background (.png, .webp)
+         json     for each class its pixels, share, bounding box and COCO run lengths
+         scores   NumPy's .npz: what the network gives each class
+
+    Of several photos that fail, each is named at the end, and the exit status is 1.
     """
-    from ..images import check_output, read_image, save_picture
-    from ..segmenter import load
+    if opacity is not None and kind != "overlay":
+        raise click.UsageError("--opacity is for --as overlay")
+    from .photos import find_photos, plan
 
-    kind = "overlay" if overlay else "mask"
-    image = read_image(photo)
-    output = output or photo.with_suffix(f".{kind}.png")
-    check_output(output, kind)
-    if output.exists() and output.samefile(photo):
-        raise click.UsageError("the output would replace the photo; choose another name with -o")
+    failures: list[BitsegError] = []
+    tasks = plan(find_photos(inputs, recursive, failures.append), kind, output)
+    named = len(tasks) + len(failures)
+    waiting = [task for task in tasks if not (skip_existing and task.target and os.path.exists(task.target))]
+    if any(task.target is None for task in waiting):
+        check_standard_output(f"a {kind}")
+    if waiting:
+        from ..network.operations import available_threads
+        from ..segmenter import load
 
-    segmentation = load(model, threads, kernel).predict(image, size=size)
-    if overlay:
-        save_picture(segmentation.overlay(), output, kind)
+        threads = threads or available_threads()
+        jobs = min(jobs or threads, len(waiting))
+        segmenter = load(model, max(1, threads // jobs), kernel, palette)
+        segment = _segment_function(segmenter, kind, classes, opacity, size)
+        if named == 1:
+            _print_result(segment(*waiting), kind, waiting[0].target, quiet)
+            return
+        failures += _segment_all(segment, waiting, jobs, quiet)
+    skipped = len(tasks) - len(waiting)
+    if skipped and not quiet:
+        click.echo(f"{skipped} skipped: the {kind} exists already")
+    if failures and named == 1:
+        raise failures[0]
+    if failures:
+        lines = [f"{len(failures)} of {named} failed:", *(" ".join(str(error).splitlines()) for error in failures)]
+        raise click.ClickException("\n  ".join(lines))
+
+
+def _segment_function(segmenter, kind, classes, opacity, size):
+    """A function that segments the photo of a `photos.Task`, writes the result, and returns a `Segmentation`."""
+    from ..segmentation import class_id
+
+    for name in classes or ():
+        class_id(name, segmenter.class_names)
+    options = {} if opacity is None else {"opacity": opacity}
+
+    def segment(task):
+        try:
+            image = task.photo.path or _photo_from_standard_input()
+            segmentation = segmenter.predict(image, size, scores=kind == "scores")
+            if classes:
+                segmentation = segmentation.keep(classes)
+            if task.target is None:
+                content = io.BytesIO()
+                segmentation.save(content, kind, **options)
+                write_standard_output(content.getvalue())
+            else:
+                _make_folder(task.target.parent)
+                segmentation.save(task.target, kind, **options)
+        except MemoryError as error:
+            raise ImageError(f"{task.photo}: not enough memory; give a smaller --size") from error
+        return segmentation
+
+    return segment
+
+
+def _photo_from_standard_input():
+    content = standard_input("a photo").read()
+    if not content:
+        raise ImageError("standard input: nothing came; look at the program before the pipe")
+    return content
+
+
+def _make_folder(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"{folder}: cannot be created ({error.strerror}); choose another place with -o") from error
+
+
+def _print_result(segmentation, kind, target, quiet):
+    if quiet:
+        return
+    rows = [(found.name, f"{found.share:6.1%}") for found in segmentation.classes]
+    rows.append(("time", f"{segmentation.seconds:.3f} s"))
+    if target is not None:
+        rows.append((kind, click.format_filename(target)))
+    print_table(rows, err=target is None)
+
+
+def _segment_all(segment, tasks, jobs, quiet):
+    """Segment the photos of all tasks, show how far the work is, and return the errors of those that fail."""
+    from ..segmenter import in_order
+
+    errors = []
+    began = time.monotonic()
+    with _progress(len(tasks), quiet) as step:
+
+        def fail(_, error):
+            errors.append(error)
+            step()
+
+        for _ in in_order(segment, tasks, jobs, fail):
+            step()
+    if not quiet:
+        seconds = time.monotonic() - began
+        done = len(tasks) - len(errors)
+        click.echo(f"{done} photos in {seconds:.1f} s, {len(tasks) / seconds:.1f} photos/s")
+    return errors
+
+
+@contextmanager
+def _progress(total, quiet):
+    """Yield a function to call after each photo, which shows on stderr how far the work is."""
+    began = time.monotonic()
+    done = 0
+
+    def speed():
+        return done / (time.monotonic() - began)
+
+    if quiet:
+        yield lambda: None
+    elif sys.stderr is not None and sys.stderr.isatty():
+        with click.progressbar(
+            length=total, file=sys.stderr, show_pos=True, item_show_func=lambda _: f"{speed():.1f} photos/s"
+        ) as bar:
+
+            def step():
+                nonlocal done
+                done += 1
+                bar.update(1)
+
+            yield step
     else:
-        segmentation.save(output)
+        last_line = began
 
-    lines = [(found.name, f"{found.share:6.1%}") for found in segmentation.classes]
-    lines += [("time", f"{segmentation.seconds:.3f} s"), (kind, click.format_filename(output))]
-    print_table(lines)
+        def step():
+            nonlocal done, last_line
+            done += 1
+            if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                left = (total - done) / speed()
+                click.echo(f"{done} of {total} photos, {speed():.1f} photos/s, {left:.0f} s left", err=True)
+
+        yield step
