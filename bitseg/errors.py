@@ -15,3 +15,12 @@ class ModelFileError(BitsegError):
 
 class DatasetError(BitsegError):
     """A labelled data set is incomplete or inconsistent."""
+
+
+def unknown(kind, name, known):
+    """One line about a name that there is not: the nearest of `known`, if one is near, and all of them."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(name), known, 1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown {kind} '{name}': {hint}choose one of {', '.join(known)}"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bitseg.errors import ImageError
-from bitseg.images import check_output, read_image, resize, save_picture, working_shape
+from bitseg.images import check_output, read_image, resize, save_result, working_shape
 
 ORIENTATION = 0x0112
 IMAGE_WIDTH = 0x0100
@@ -159,14 +159,14 @@ def test_saved_file_has_ordinary_permissions_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "mask.png"
     path.write_text("old")
     (tmp_path / "ordinary").touch()
-    save_picture(Image.new("P", (4, 3)), path, "mask")
+    save_result(Image.new("P", (4, 3)), path, "mask")
     assert Image.open(path).size == (4, 3)
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
 
 
 def test_symbolic_link_is_followed(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "target.png")
-    save_picture(Image.new("P", (4, 3)), tmp_path / "link.png", "mask")
+    save_result(Image.new("P", (4, 3)), tmp_path / "link.png", "mask")
     assert (tmp_path / "link.png").is_symlink() and (tmp_path / "target.png").is_file()
 
 
@@ -176,7 +176,7 @@ def test_full_disk_is_reported_and_leaves_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(ImageError, match=r"big\.png: cannot be written"):
-            save_picture(Image.fromarray(noise(64, 64)), tmp_path / "big.png", "overlay")
+            save_result(Image.fromarray(noise(64, 64)), tmp_path / "big.png", "overlay")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == []

@@ -18,7 +18,6 @@ from .models import models
 from .predict import predict
 from .stream import stream
 
-
 INTERRUPTED = 130
 """Exit status that shells know as an interrupt from the keyboard: 128 and the number of the signal."""
 

@@ -1,5 +1,6 @@
 """What several commands share: kinds of option values, common options, standard streams, tables."""
 
+import math
 import os
 import sys
 from contextlib import suppress
@@ -103,9 +104,9 @@ kernel_option = click.option(
 )
 palette_option = click.option(
     "--palette",
-    type=click.Choice(["safe", "voc", "cityscapes"]),
+    type=click.Choice(["safe", "voc", "cityscapes", "model"]),
     default="safe",
-    help="Colours of the classes; safe: told apart by the colour-blind, too.",
+    help="Colours of the classes; safe: colour-blind people can tell them apart; model: those in its file.",
 )
 classes_option = click.option(
     "--classes", type=ClassNames(), show_default="all", help="Keep only these, the rest becomes background: cat,dog."
@@ -114,6 +115,39 @@ opacity_option = click.option(
     "--opacity", type=click.FloatRange(0, 1), show_default="0.5", help="Strength of the tint of an overlay."
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+
+
+def load_segmenter(model, threads, jobs, kernel, palette, classes, pictures=math.inf):
+    """Load a model for several pictures at a time, each on its part of the threads.
+
+    Parameters
+    ----------
+    model, threads, jobs, kernel, palette, classes
+        Values of the options of these names.
+    pictures : int
+        How many there are, and so how many at most are in work at a time.
+
+    Returns
+    -------
+    Segmenter
+    int
+        Pictures in work at a time.
+
+    Raises
+    ------
+    BitsegError
+        The model does not exist, or does not know one of the classes.
+    """
+    from ..network.operations import available_threads
+    from ..segmentation import class_id
+    from ..segmenter import load
+
+    threads = threads or available_threads()
+    jobs = min(jobs or threads, pictures)
+    segmenter = load(model, max(1, threads // jobs), kernel, palette)
+    for name in classes or ():
+        class_id(name, segmenter.class_names)
+    return segmenter, jobs
 
 
 def print_table(rows, err=False):

@@ -16,6 +16,7 @@ from .common import (
     classes_option,
     jobs_option,
     kernel_option,
+    load_segmenter,
     model_option,
     opacity_option,
     palette_option,
@@ -104,12 +105,7 @@ def predict(
     if any(task.target is None for task in waiting):
         check_standard_output(f"a {kind}")
     if waiting:
-        from ..network.operations import available_threads
-        from ..segmenter import load
-
-        threads = threads or available_threads()
-        jobs = min(jobs or threads, len(waiting))
-        segmenter = load(model, max(1, threads // jobs), kernel, palette)
+        segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes, len(waiting))
         segment = _segment_function(segmenter, kind, classes, opacity, size)
         if named == 1:
             _print_result(segment(*waiting), kind, waiting[0].target, quiet)
@@ -127,10 +123,6 @@ def predict(
 
 def _segment_function(segmenter, kind, classes, opacity, size):
     """A function that segments the photo of a `photos.Task`, writes the result, and returns a `Segmentation`."""
-    from ..segmentation import class_id
-
-    for name in classes or ():
-        class_id(name, segmenter.class_names)
     options = {} if opacity is None else {"opacity": opacity}
 
     def segment(task):

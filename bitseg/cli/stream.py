@@ -1,6 +1,7 @@
 """``bitseg stream``."""
 
 import time
+from itertools import count
 
 import click
 
@@ -12,6 +13,7 @@ from .common import (
     classes_option,
     jobs_option,
     kernel_option,
+    load_segmenter,
     model_option,
     opacity_option,
     palette_option,
@@ -58,5 +60,52 @@ def stream(size, kind, model, classes, opacity, palette, working_size, threads, 
     """
     if opacity is not None and kind != "overlay":
         raise click.UsageError("--opacity is for --as overlay")
-    frames = _frames(standard_input("raw frames"), *size)
-    check_standard_output("frames")
+    errors: list[BitsegError] = []
+    frames = _frames(standard_input("raw frames"), *size, errors.append)
+    check_standard_output("the frames")
+
+    from ..segmenter import in_order
+
+    segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes)
+    options = {} if opacity is None else {"opacity": opacity}
+
+    def segment(frame):
+        segmentation = segmenter.predict(frame, working_size)
+        if classes:
+            segmentation = segmentation.keep(classes)
+        if kind == "mask":
+            return segmentation.mask.tobytes()
+        # No legend, which would jump from corner to corner.
+        return segmentation.overlay(legend=False, **options).tobytes()
+
+    began = time.monotonic()
+    written = 0
+    for result in map(segment, frames) if jobs == 1 else in_order(segment, frames, jobs):
+        write_standard_output(result)
+        written += 1
+    if errors:
+        raise errors[0]
+    if not quiet:
+        seconds = time.monotonic() - began
+        click.echo(f"{written} frames in {seconds:.1f} s, {written / seconds:.1f} frames/s", err=True)
+
+
+def _frames(file, width, height, on_error):
+    """Frames of raw RGB video: uint8 arrays of shape (height, width, 3).
+
+    Those before an incomplete or missing frame are whole, so its error is for the end: `on_error` is called with it.
+    """
+    import numpy as np
+
+    size = 3 * width * height
+    for number in count(1):
+        content = file.read(size)
+        if len(content) == size:
+            yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
+            continue
+        if content:
+            cut = f"standard input: ended within frame {number}, after {len(content)} of its {size} bytes"
+            on_error(BitsegError(f"{cut}; are the frames rgb24 of {width}x{height}?"))
+        elif number == 1:
+            on_error(BitsegError("standard input: no frame came; look at the program before the pipe"))
+        return
