@@ -30,6 +30,10 @@ OUTPUT_FORMATS = {
 _QUALITY = 95
 """Of the formats that lose something, from 0 to 100."""
 
+_PNG_LEVEL = 3
+"""Effort of PNG's compression. Pillow's usual 6 takes 49 instead of 21 ms for an overlay of a voc7 photo, which is as
+long as the network takes, and saves nothing: 354 instead of 345 kB (mean of 40 photos)."""
+
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -192,7 +196,7 @@ def _encode(result: Any, name, target):
         np.savez(content, **result)
     else:
         try:
-            result.save(content, name, quality=_QUALITY)
+            result.save(content, name, quality=_QUALITY, compress_level=_PNG_LEVEL)
         except (OSError, ValueError) as error:
             size = "x".join(map(str, result.size))
             raise ImageError(f"{target}: {name} cannot hold {size} pixels ({error}); save it as .png") from error

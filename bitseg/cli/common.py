@@ -14,7 +14,7 @@ class FileName(click.Path):
     """A path as text, with completion; not the empty one that an unset shell variable gives."""
 
     def __init__(self):
-        super().__init__(path_type=str, allow_dash=True)
+        super().__init__(readable=False, path_type=str)
 
     def convert(self, value, param, context):
         if not value:
@@ -150,12 +150,15 @@ def load_segmenter(model, threads, jobs, kernel, palette, classes, pictures=math
     return segmenter, jobs
 
 
-def print_table(rows, err=False):
-    """Print rows of strings, each column as wide as its widest cell; `err`: on stderr."""
+def table(rows):
+    """Lines of rows of strings, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip(), err=err)
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def print_table(rows):
+    """Print rows of strings as a `table`."""
+    click.echo("\n".join(table(rows)))
 
 
 def standard_input(expected):

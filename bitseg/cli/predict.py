@@ -4,7 +4,6 @@ import io
 import os
 import sys
 import time
-from contextlib import contextmanager
 
 import click
 
@@ -20,9 +19,9 @@ from .common import (
     model_option,
     opacity_option,
     palette_option,
-    print_table,
     quiet_option,
     standard_input,
+    table,
     threads_option,
     write_standard_output,
 )
@@ -102,23 +101,32 @@ def predict(
     tasks = plan(find_photos(inputs, recursive, failures.append), kind, output)
     named = len(tasks) + len(failures)
     waiting = [task for task in tasks if not (skip_existing and task.target and os.path.exists(task.target))]
-    if any(task.target is None for task in waiting):
+    to_standard_output = any(task.target is None for task in waiting)
+    if to_standard_output:
         check_standard_output(f"a {kind}")
+
+    lines = []
     if waiting:
+        from ..segmenter import in_order
+
         segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes, len(waiting))
         segment = _segment_function(segmenter, kind, classes, opacity, size)
         if named == 1:
-            _print_result(segment(*waiting), kind, waiting[0].target, quiet)
-            return
-        failures += _segment_all(segment, waiting, jobs, quiet)
-    skipped = len(tasks) - len(waiting)
-    if skipped and not quiet:
-        click.echo(f"{skipped} skipped: the {kind} exists already")
-    if failures and named == 1:
-        raise failures[0]
-    if failures:
-        lines = [f"{len(failures)} of {named} failed:", *(" ".join(str(error).splitlines()) for error in failures)]
-        raise click.ClickException("\n  ".join(lines))
+            lines = _describe(segment(*waiting), kind, *waiting)
+        else:
+            began = time.monotonic()
+            outcomes = in_order(_returning_errors(segment), waiting, jobs)
+            errors = [error for error in _show_progress(outcomes, len(waiting), quiet) if error]
+            seconds = time.monotonic() - began
+            done, speed = len(waiting) - len(errors), len(waiting) / seconds
+            lines = [f"{done} of {named} photos in {seconds:.1f} s, {speed:.1f} photos/s"]
+            failures += errors
+    if len(waiting) < len(tasks):
+        lines.append(f"{len(tasks) - len(waiting)} skipped: the {kind} exists already")
+    if not quiet:
+        for line in lines:
+            click.echo(line, err=to_standard_output)
+    _raise(failures, named)
 
 
 def _segment_function(segmenter, kind, classes, opacity, size):
@@ -159,68 +167,55 @@ def _make_folder(folder):
         raise ImageError(f"{folder}: cannot be created ({error.strerror}); choose another place with -o") from error
 
 
-def _print_result(segmentation, kind, target, quiet):
-    if quiet:
-        return
+def _returning_errors(segment):
+    def attempt(task):
+        try:
+            segment(task)
+        except BitsegError as error:
+            return error
+
+    return attempt
+
+
+def _describe(segmentation, kind, task):
+    """Lines that say what is on a photo."""
     rows = [(found.name, f"{found.share:6.1%}") for found in segmentation.classes]
     rows.append(("time", f"{segmentation.seconds:.3f} s"))
-    if target is not None:
-        rows.append((kind, click.format_filename(target)))
-    print_table(rows, err=target is None)
+    if task.target is not None:
+        rows.append((kind, click.format_filename(task.target)))
+    return table(rows)
 
 
-def _segment_all(segment, tasks, jobs, quiet):
-    """Segment the photos of all tasks, show how far the work is, and return the errors of those that fail."""
-    from ..segmenter import in_order
-
-    errors = []
-    began = time.monotonic()
-    with _progress(len(tasks), quiet) as step:
-
-        def fail(_, error):
-            errors.append(error)
-            step()
-
-        for _ in in_order(segment, tasks, jobs, fail):
-            step()
-    if not quiet:
-        seconds = time.monotonic() - began
-        done = len(tasks) - len(errors)
-        click.echo(f"{done} photos in {seconds:.1f} s, {len(tasks) / seconds:.1f} photos/s")
-    return errors
-
-
-@contextmanager
-def _progress(total, quiet):
-    """Yield a function to call after each photo, which shows on stderr how far the work is."""
-    began = time.monotonic()
-    done = 0
-
-    def speed():
-        return done / (time.monotonic() - began)
-
+def _show_progress(outcomes, total, quiet):
+    """Pass outcomes on, and show on stderr how far the work is."""
+    began = last_line = time.monotonic()
     if quiet:
-        yield lambda: None
+        yield from outcomes
     elif sys.stderr is not None and sys.stderr.isatty():
-        with click.progressbar(
-            length=total, file=sys.stderr, show_pos=True, item_show_func=lambda _: f"{speed():.1f} photos/s"
-        ) as bar:
-
-            def step():
-                nonlocal done
-                done += 1
-                bar.update(1)
-
-            yield step
+        bar = click.progressbar(
+            outcomes,
+            total,
+            file=sys.stderr,
+            show_pos=True,
+            item_show_func=lambda _: f"{bar.pos / (time.monotonic() - began):.1f} photos/s",
+        )
+        with bar:
+            yield from bar
     else:
-        last_line = began
+        for done, outcome in enumerate(outcomes, 1):
+            yield outcome
+            now = time.monotonic()
+            if now - last_line >= SECONDS_BETWEEN_LINES:
+                last_line, speed = now, done / (now - began)
+                left = (total - done) / speed
+                click.echo(f"{done} of {total} photos, {speed:.1f} photos/s, {left:.0f} s left", err=True)
 
-        def step():
-            nonlocal done, last_line
-            done += 1
-            if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                left = (total - done) / speed()
-                click.echo(f"{done} of {total} photos, {speed():.1f} photos/s, {left:.0f} s left", err=True)
 
-        yield step
+def _raise(failures, named):
+    """Report errors, if there are any: each in a line of its own, one alone as it is."""
+    if not failures:
+        return
+    if named == 1:
+        raise failures[0]
+    lines = [" ".join(str(error).splitlines()) for error in failures]
+    raise click.ClickException("\n  ".join([f"{len(failures)} of {named} failed:", *lines]))
