@@ -13,7 +13,7 @@ _OKABE_ITO = [tuple(bytes.fromhex(color)) for color in "e69f00 56b4e9 009e73 f0e
 
 _FARTHEST = [
     tuple(17 * int(digit, 16) for digit in color)
-    for color in "80f 531 cfc 128 545 9b6 b5f 0ff 304 d04 daa 81c efa 7e6 a08 032 940".split()
+    for color in "80f 631 cfc 128 545 9b6 b5f 0ff 304 d04 daa 81c efa 7e6 a08 032 940".split()
 ]
 """Each is, of all 4096 colours of one hexadecimal digit a channel, the farthest from black and from those before it.
 

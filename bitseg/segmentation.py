@@ -214,11 +214,9 @@ class Segmentation:
             raise BitsegError(f"opacity {opacity}: give a number from 0 to 1")
         tinted = self._is_object()
         line_width = max(1, round(max(self.mask.shape) / 800))
-        outline = _outline(self.mask, line_width) & tinted
-        colors = np.where(tinted[:, :, None], self._colors()[self.mask], self.image)
-        overlay = np.array(Image.blend(Image.fromarray(self.image), Image.fromarray(colors), opacity))
-        overlay[outline] = 255
-        picture = Image.fromarray(overlay)
+        picture = Image.fromarray(self.image)
+        picture.paste(Image.blend(picture, self.color(), opacity), mask=Image.fromarray(tinted))
+        picture.paste("white", mask=Image.fromarray(_outline(self.mask, line_width) & tinted))
         shown = [(found.name, tuple(self.palette[found.id].tolist())) for found in self._found_objects()]
         if shown and legend:
             _draw_legend(picture, shown, tinted)
@@ -234,8 +232,10 @@ class Segmentation:
             outermost pixel of objects is translucent, but not where the picture ends.
         """
         is_object = self._is_object()
-        alpha = _soften(is_object)
-        return Image.fromarray(np.dstack([self.image * is_object[:, :, None], alpha]))
+        picture = Image.new("RGB", is_object.shape[::-1])
+        picture.paste(Image.fromarray(self.image), mask=Image.fromarray(is_object))
+        picture.putalpha(Image.fromarray(_soften(is_object)))
+        return picture
 
     def to_coco(self, image_id: int = 0, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
         """Annotations as in the COCO data set, one for each class that occurs, except background.

@@ -26,6 +26,20 @@ def voc7():
     return folder
 
 
+@pytest.fixture(scope="session")
+def segmenter():
+    """The default model on two threads."""
+    import bitseg
+
+    return bitseg.load(threads=2)
+
+
+@pytest.fixture(scope="session")
+def chelsea(segmenter, examples):
+    """What the default model finds in a photo of a cat."""
+    return segmenter.predict(examples / "chelsea.jpg")
+
+
 @pytest.fixture(autouse=True)
 def every_row_worth_a_thread(monkeypatch):
     """Share out even the smallest work, so that small tests show what threads do."""
