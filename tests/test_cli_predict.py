@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -249,7 +248,7 @@ def test_standard_output_holds_the_result_alone_beside_other_photos(tmp_path, pr
     assert result.stderr.startswith("2 of 2 photos in ")
 
 
-@pytest.mark.parametrize("content, reason", [(b"", "nothing came"), (b"text", "not a picture")])
+@pytest.mark.parametrize("content, reason", [(b"", "nothing came"), (b"text", "standard input: not a picture")])
 def test_standard_input_without_a_photo(predict, content, reason):
     result = predict("-", input=content)
     assert result.exit_code == 1 and result.stdout == "" and reason in result.stderr
@@ -353,7 +352,7 @@ def test_skip_existing_does_what_is_left(album, predict):
 
 
 def test_progress_is_a_bar_on_a_terminal(album, tmp_path):
-    terminal, end = pty.openpty()
+    terminal, end = pytest.importorskip("pty").openpty()
     (album / "cut.jpg").unlink()
     process = subprocess.Popen([*command(), "predict", album, "-r"], stdout=subprocess.PIPE, stderr=end)
     os.close(end)
@@ -531,6 +530,7 @@ def test_names_that_the_encoding_of_the_terminal_lacks(tmp_path):
         ["--jobs", "0"],
         ["--colour", "red"],
         ["--as", "picture"],
+        ["--as", "json", "--overlay"],
         ["--palette", "grey"],
         ["--opacity", "2", "--overlay"],
         ["--opacity", "0.5"],

@@ -79,6 +79,23 @@ def test_working_size_is_that_of_the_network(stream, frames):
     np.testing.assert_array_equal(label_maps(result.stdout_bytes), expected)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (33, 3)])
+def test_frames_of_any_size(stream, size):
+    width, height = size
+    result = stream("--size", f"{width}x{height}", input=bytes(3 * width * height * 3))
+    assert result.exit_code == 0 and len(result.stdout_bytes) == 3 * width * height * 3
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_too_little_memory_is_one_line(stream, frames, monkeypatch, jobs):
+    def predict_without_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("bitseg.segmenter.Segmenter.predict", predict_without_memory)
+    result = stream("--jobs", jobs, input=bytes_of(frames))
+    assert result.exit_code == 1 and result.stderr == "Error: not enough memory; give a smaller size\n"
+
+
 def test_quiet_says_nothing(stream, frames):
     assert stream("--quiet", input=bytes_of(frames[:1])).stderr == ""
 
@@ -142,7 +159,14 @@ def test_mistyped_class_is_reported_before_a_frame_is_read(stream, frames):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--size", "150"], ["--size", "0x5"], ["--size", SIZE, "--as", "cutout"], ["--size", SIZE, "-j", "0"]],
+    [
+        [],
+        ["--size", "150"],
+        ["--size", "0x5"],
+        ["--size", "9x65536"],
+        ["--size", SIZE, "--as", "cutout"],
+        ["--size", SIZE, "-j", "0"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments):
     result = CliRunner().invoke(main, ["stream", *arguments], prog_name="bitseg")

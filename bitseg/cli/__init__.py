@@ -47,8 +47,12 @@ class _Commands(click.Group):
             return super().invoke(context)
         except BitsegError as error:
             raise click.ClickException(" ".join(str(error).splitlines())) from error
+        except MemoryError as error:
+            raise click.ClickException("not enough memory; give a smaller size") from error
         except KeyboardInterrupt:
-            click.echo("Interrupted", err=True)
+            # A terminal shows ^C first, in the same line.
+            on_terminal = sys.stderr is not None and sys.stderr.isatty()
+            click.echo("\nInterrupted" if on_terminal else "Interrupted", err=True)
             context.exit(INTERRUPTED)
 
 

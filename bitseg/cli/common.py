@@ -9,6 +9,9 @@ import click
 
 from ..errors import BitsegError
 
+LARGEST_SIDE = 65535
+"""Pixels; no JPEG is larger."""
+
 
 class FileName(click.Path):
     """A path as text, with completion; not the empty one that an unset shell variable gives."""
@@ -53,6 +56,8 @@ class ImageSize(click.ParamType):
         width, _, height = value.lower().partition("x")
         if not (width.isdecimal() and height.isdecimal() and int(width) * int(height) > 0):
             self.fail(f"'{value}' is not WIDTHxHEIGHT, for example 512x384", param, context)
+        if max(int(width), int(height)) > LARGEST_SIDE:
+            self.fail(f"{value}: width and height must be at most {LARGEST_SIDE}", param, context)
         if int(width) % self.multiple or int(height) % self.multiple:
             self.fail(f"{value}: width and height must be multiples of {self.multiple}", param, context)
         return int(width), int(height)

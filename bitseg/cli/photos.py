@@ -49,12 +49,12 @@ def find_photos(inputs, recursive, on_error):
     Parameters
     ----------
     inputs : sequence of str
-        Files, folders, patterns such as ``*.jpg``, and ``-`` for standard input. What matches no file is a file of that
-        name, which is not there.
+        Files, folders, patterns such as ``*.jpg``, and ``-`` for standard input. Whether a file is there, and a photo,
+        shows when it is read.
     recursive : bool
         Take the photos in the folders of a folder, too.
     on_error : callable
-        Called with the `BitsegError` of each folder that holds no photo or cannot be read.
+        Called with the `BitsegError` of each folder and pattern without a photo, and of each unreadable folder.
 
     Returns
     -------
@@ -65,13 +65,8 @@ def find_photos(inputs, recursive, on_error):
     for text in inputs:
         for photo in _expand(text, recursive, on_error):
             photos.setdefault(None if photo.path is None else os.path.abspath(photo.path), photo)
-    own_results = {
-        path.with_name(f"{path.stem}.{kind}{ending}")
-        for path in map(Path, filter(None, photos))
-        for kind, endings in OUTPUT_FORMATS.items()
-        for ending in endings
-    }
-    return [photo for path, photo in photos.items() if path is None or Path(path) not in own_results]
+    names = {os.path.splitext(path)[0] for path in photos if path is not None}
+    return [photo for path, photo in photos.items() if path is None or _name_of_photo(path) not in names]
 
 
 def plan(photos, kind, output=None):
@@ -148,9 +143,14 @@ def _photos_in(folder, recursive, on_error):
 
 
 def _is_photo(path):
-    name = Path(path)
-    is_result = Path(name.stem).suffix[1:] in OUTPUT_FORMATS
-    return name.suffix.lower() in PHOTO_ENDINGS and not is_result and not name.name.startswith(".")
+    is_hidden = os.path.basename(path).startswith(".")
+    return Path(path).suffix.lower() in PHOTO_ENDINGS and _name_of_photo(path) is None and not is_hidden
+
+
+def _name_of_photo(path):
+    """Path of the photo that a result is named after, without its ending; None if this is no result's name."""
+    name, kind = os.path.splitext(os.path.splitext(path)[0])
+    return name if kind[1:] in OUTPUT_FORMATS else None
 
 
 def _is_folder(output):
@@ -173,7 +173,7 @@ def _check_distinct(tasks):
             continue
         other = photos.setdefault(os.path.normcase(os.path.abspath(target)), photo)
         if other is not photo:
-            raise BitsegError(f"{other} and {photo} would both become {target}; give them in two runs with two outputs")
+            raise BitsegError(f"{other} and {photo} would both become {target}; segment them in two runs")
 
 
 def _check_photos_stay(tasks):

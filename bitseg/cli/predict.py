@@ -42,7 +42,7 @@ SECONDS_BETWEEN_LINES = 10
     help="File, folder (it exists, or has no ending or a / at its end), or - for standard output.",
 )
 @click.option("--as", "kind", type=click.Choice(KINDS), default="mask", help="What to write, see above.")
-@click.option("--overlay", "kind", flag_value="overlay", help="Short for --as overlay.")
+@click.option("--overlay", is_flag=True, help="Short for --as overlay.")
 @model_option
 @classes_option
 @opacity_option
@@ -54,7 +54,9 @@ SECONDS_BETWEEN_LINES = 10
     show_default="the model's own",
     help="Long side at which a larger photo is segmented. The result is always of the photo's size.",
 )
-@click.option("-r", "--recursive", is_flag=True, help="Also the photos in folders of a folder; OUTPUT gets them, too.")
+@click.option(
+    "-r", "--recursive", is_flag=True, help="Also the photos in a folder's folders; OUTPUT gets the same tree."
+)
 @click.option(
     "--skip-existing/--overwrite",
     default=False,
@@ -69,6 +71,7 @@ def predict(
     inputs,
     output,
     kind,
+    overlay,
     model,
     classes,
     opacity,
@@ -93,6 +96,9 @@ def predict(
 
     Of several photos that fail, each is named at the end, and the exit status is 1.
     """
+    if overlay and kind not in ("mask", "overlay"):
+        raise click.UsageError(f"--overlay is short for --as overlay; leave it or --as {kind} out")
+    kind = "overlay" if overlay else kind
     if opacity is not None and kind != "overlay":
         raise click.UsageError("--opacity is for --as overlay")
     from .photos import find_photos, plan
@@ -103,7 +109,7 @@ def predict(
     waiting = [task for task in tasks if not (skip_existing and task.target and os.path.exists(task.target))]
     to_standard_output = any(task.target is None for task in waiting)
     if to_standard_output:
-        check_standard_output(f"a {kind}")
+        check_standard_output("the result")
 
     lines = []
     if waiting:
@@ -126,7 +132,7 @@ def predict(
     if not quiet:
         for line in lines:
             click.echo(line, err=to_standard_output)
-    _raise(failures, named)
+    _report(failures, named)
 
 
 def _segment_function(segmenter, kind, classes, opacity, size):
@@ -157,7 +163,9 @@ def _photo_from_standard_input():
     content = standard_input("a photo").read()
     if not content:
         raise ImageError("standard input: nothing came; look at the program before the pipe")
-    return content
+    photo = io.BytesIO(content)
+    photo.name = "standard input"  # for messages
+    return photo
 
 
 def _make_folder(folder):
@@ -168,6 +176,8 @@ def _make_folder(folder):
 
 
 def _returning_errors(segment):
+    """The function without its results, which would fill the memory, but with its errors as results."""
+
     def attempt(task):
         try:
             segment(task)
@@ -211,7 +221,7 @@ def _show_progress(outcomes, total, quiet):
                 click.echo(f"{done} of {total} photos, {speed:.1f} photos/s, {left:.0f} s left", err=True)
 
 
-def _raise(failures, named):
+def _report(failures, named):
     """Report errors, if there are any: each in a line of its own, one alone as it is."""
     if not failures:
         return
