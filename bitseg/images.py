@@ -112,7 +112,7 @@ def working_shape(height, width, long_side):
     ----------
     height, width : int
         Size of the picture in pixels.
-    long_side : int
+    long_side : int or math.inf
         Longest side allowed, in pixels.
 
     Returns

@@ -131,7 +131,7 @@ class Segmentation:
         0.0
         """
         i = class_id(name, self.class_names)
-        return sum(found.share for found in self.classes if found.id == i)
+        return sum((found.share for found in self.classes if found.id == i), 0.0)
 
     def keep(self, names: str | Iterable[str]) -> "Segmentation":
         """Take all classes but some out of the mask.
@@ -252,7 +252,7 @@ class Segmentation:
         list of dict
             ``image_id``, ``category_id``, ``category_name``, ``bbox`` ([x, y, width, height]), ``area`` (pixels),
             ``iscrowd`` (1: several objects of a class are one area) and ``segmentation``
-            (`bitseg.rle.encode_rle`). `json.dumps` takes it.
+            (`bitseg.rle.encode_rle`). `json.dumps` takes it. An ``id``, unique in the data set, is left to the caller.
 
         Raises
         ------

@@ -1,5 +1,6 @@
 """The model in use: many photos, several threads, pickling, forks."""
 
+import inspect
 import io
 import itertools
 import multiprocessing
@@ -8,6 +9,7 @@ import pickle
 import signal
 import threading
 import time
+import typing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
@@ -313,3 +315,14 @@ def test_loaded_model_is_the_one_of_this_name(segmenter):
     assert segmenter.class_names == ("background", "cat", "cow", "dog", "horse", "person", "sheep")
     with pytest.raises(bitseg.ModelFileError, match="did you mean 'voc7-w2a2'"):
         bitseg.load("voc7-w2a")
+
+
+@pytest.mark.parametrize("owner", [bitseg.load, Segmenter, bitseg.Segmentation])
+def test_public_functions_say_their_types(owner):
+    functions = [owner] if inspect.isfunction(owner) else [f for n, f in vars(owner).items() if inspect.isfunction(f)]
+    for function in functions:
+        if not function.__name__.startswith("_"):
+            assert set(typing.get_type_hints(function)) >= {*inspect.signature(function).parameters} - {
+                "self",
+                "options",
+            }

@@ -7,6 +7,7 @@ alone, so it may be stopped (Ctrl-C) and started at any time.
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -21,9 +22,10 @@ def photos(folder):
     """Size and time of change of each photo in a folder, by path."""
     states = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in ENDINGS and path.is_file():
-            status = path.stat()
-            states[path] = status.st_size, status.st_mtime_ns
+        if path.suffix.lower() in ENDINGS:
+            with suppress(FileNotFoundError):  # moved away since it was listed
+                status = path.stat()
+                states[path] = status.st_size, status.st_mtime_ns
     return states
 
 

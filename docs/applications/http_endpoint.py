@@ -39,6 +39,8 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     timeout = 30  # seconds without a byte, after which the connection is closed
+    error_message_format = "%(message)s\n"
+    error_content_type = "text/plain; charset=utf-8"
 
     def do_POST(self):
         try:
@@ -59,17 +61,20 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(405, f"POST a photo to {', '.join(CONTENT_TYPES)}")
 
     def body(self):
-        length = self.headers["Content-Length"]
-        if length is None:
+        length = self.headers["Content-Length"] or ""
+        if not length.isdecimal():
+            # Where the body ends, and the next request begins, is unknown.
             self.close_connection = True
             raise RequestError(411, "send the photo with a Content-Length")
-        if not length.isdecimal():
-            self.close_connection = True
-            raise RequestError(400, "the Content-Length is no number")
         if int(length) > LARGEST_BODY:
-            self.close_connection = True
-            raise RequestError(413, f"send at most {LARGEST_BODY // 1_000_000} MB")
+            self.discard(int(length))
+            raise RequestError(413, f"too large: send at most {LARGEST_BODY // 1_000_000} MB")
         return self.rfile.read(int(length))
+
+    def discard(self, length):
+        """Read a body to its end: many clients do not look for an answer before."""
+        while length and (part := self.rfile.read(min(length, 1 << 20))):
+            length -= len(part)
 
     def answer(self, status, content, content_type="text/plain; charset=utf-8"):
         if isinstance(content, str):

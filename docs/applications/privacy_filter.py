@@ -2,9 +2,9 @@
 
     python privacy_filter.py PHOTO... FOLDER
 
-Each photo is written to FOLDER under its own name, without its metadata (which may say where it was taken). Models miss
-people, above all small ones: look at each photo before you publish it. To be on the safe side, this blurs wherever a
-person is likely to some degree, not only where a person is the most likely, and a margin around it.
+Each photo is written to FOLDER as NAME.blurred.jpg, without its metadata (which may say where it was taken). Models
+miss people, above all small ones: look at each photo before you publish it. To be on the safe side, this blurs wherever
+a person is likely to some degree, not only where a person is the most likely, and a margin around it.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ def blur(segmentation, name, least_probability):
     is_likely = Image.fromarray(np.uint8(255 * (probability >= least_probability))).filter(ImageFilter.MaxFilter(3))
     photo = Image.fromarray(segmentation.image)
     # First to a few large cells, because a blur alone can partly be undone.
-    cells = photo.reduce(max(1, max(photo.size) // 60)).resize(photo.size, Image.Resampling.BICUBIC)
+    cells = photo.reduce(max(1, max(photo.size) // 25)).resize(photo.size, Image.Resampling.BICUBIC)
     photo.paste(cells, mask=is_likely.resize(photo.size, Image.Resampling.NEAREST))
     return photo
 
@@ -61,13 +61,13 @@ def main(photos, folder, name, probability, model):
         if name not in segmenter.class_names:
             raise bitseg.BitsegError(f"the model knows no '{name}': choose one of {', '.join(segmenter.class_names)}")
         for segmentation in segmenter.predict_many(photos, on_error=report, scores=True):
-            target = folder / segmentation.path.name
+            target = folder / f"{segmentation.path.stem}.blurred.jpg"
             if target.exists():
                 report(segmentation.path, f"{target}: exists already; choose another folder")
                 continue
-            blur(segmentation, name, probability).save(target)
+            blur(segmentation, name, probability).save(target, quality=90)
             click.echo(target)
-    except bitseg.BitsegError as error:
+    except (bitseg.BitsegError, OSError) as error:
         raise click.ClickException(str(error)) from error
     raise SystemExit(1 if failed else 0)
 
