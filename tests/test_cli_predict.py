@@ -264,6 +264,14 @@ def test_closed_standard_output():
     assert_one_clear_line(subprocess.run(words, capture_output=True, text=True), "standard output is closed")
 
 
+def test_a_terminal_neither_gives_photos_nor_shows_masks():
+    _, end = pytest.importorskip("pty").openpty()
+    assert_one_clear_line(bitseg("predict", "-", stdin=end), "standard input is the terminal")
+    result = bitseg("predict", CHELSEA, "-o", "-", capture_output=False, stdout=end, stderr=subprocess.PIPE)
+    os.close(end)
+    assert result.returncode == 1 and result.stderr.startswith("Error: standard output is the terminal")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_standard_output_to_a_full_disk():
     with open("/dev/full", "wb") as full:
