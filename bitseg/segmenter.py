@@ -210,7 +210,7 @@ class Segmenter:
             finally:
                 idle.put(network)
 
-        return _in_order(predict, images, jobs, on_error)
+        return in_order(predict, images, jobs, on_error)
 
     def label_map(self, photo: np.ndarray, size: int | Literal["native"] | None = None) -> np.ndarray:
         """Class ids of a photo: uint8 RGB array (height, width, 3) in, uint8 array (height, width) out."""
@@ -254,8 +254,19 @@ class Segmenter:
         return int(size)
 
 
-def _in_order(function, items, jobs, on_error):
-    """Call a function on items, `jobs` at a time, and yield its results in order; see `Segmenter.predict_many`."""
+def in_order(function, items, jobs, on_error=None):
+    """Call a function on items, `jobs` at a time, and yield its results in order.
+
+    Parameters
+    ----------
+    function : callable
+        Called with one item, in a thread of its own.
+    items : iterable
+        At most twice `jobs` are taken before they are asked for.
+    jobs : int
+    on_error : callable or None
+        As for `Segmenter.predict_many`.
+    """
     pending = deque()
     pool = ThreadPoolExecutor(jobs, "bitseg-photo")
 

@@ -1,5 +1,6 @@
 """What all tests share: the training code is importable, and data sets that may be missing."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def segmenter():
 def chelsea(segmenter, examples):
     """What the default model finds in a photo of a cat."""
     return segmenter.predict(examples / "chelsea.jpg")
+
+
+@pytest.fixture(scope="session")
+def ffmpeg():
+    """Path of ffmpeg; tests that need it are skipped where it is missing."""
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+    except ImportError:
+        path = shutil.which("ffmpeg")
+        return path or pytest.skip("needs ffmpeg: install it, or `pip install imageio-ffmpeg`")
+    return get_ffmpeg_exe()
 
 
 @pytest.fixture(autouse=True)

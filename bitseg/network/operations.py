@@ -22,6 +22,11 @@ Layer = namedtuple("Layer", "convolution filters")
 Rounding = namedtuple("Rounding", "stream_bits activation_bits shortcut_multiplier kernel")
 
 
+def available_threads():
+    """How many threads run at the same time: one for each processor this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Operations:
     """The operations of `graph.Network` on Numba kernels.
 
@@ -43,7 +48,7 @@ class Operations:
 
     def __init__(self, threads=None, kernel="auto"):
         if threads is None:
-            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = available_threads()
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         check_kernel(kernel)
