@@ -1,20 +1,14 @@
 """The converter: a trained network, folded into integers and scales, computes what it did before, and comes back."""
 
-# ruff: noqa: E402 -- what needs PyTorch is imported once it is known to be there
-
 import functools
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny_training
 from click.testing import CliRunner
-
-torch = pytest.importorskip("torch", reason="the converter needs PyTorch: see tools/requirements.txt")
-if sys.version_info < (3, 11):
-    pytest.importorskip("tomli", reason="the training code reads TOML: see tools/requirements.txt")
+from tiny_training import torch
 
 from bitseg.architecture import Architecture, Preprocessing
 from bitseg.model_file import Model, StreamScales, read_model, write_model
@@ -38,14 +32,7 @@ STREAM_BITS = [8, 0]
 ENCODERS = {"resnet18": (8, 8, 12, 16), "resnet50": (16, 16, 24, 32)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def uncompiled_on_one_thread():
-    """Compiling takes longer than all these tests; test_training.py shows that it changes nothing."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.compiler.set_stance("force_eager"):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("uncompiled_on_one_thread")
 
 
 def random_image(seed=0, height=64, width=64):
