@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from tiny_training import random_input, relative_error, torch
 
-from tools.train.quantizers import ActivationQuantizer, WeightQuantizer, best_activation_bound
+from tools.train.quantizers import (
+    ActivationQuantizer,
+    DoReFaActivationQuantizer,
+    DoReFaWeightQuantizer,
+    WeightQuantizer,
+    best_activation_bound,
+)
 
 pytestmark = pytest.mark.usefixtures("uncompiled_on_one_thread")
 
@@ -123,6 +129,88 @@ class TestWeightQuantizer:
         quantizer = WeightQuantizer(2, 2)
         quantizer.calibrate(weight)
         np.testing.assert_allclose(quantizer(weight).detach(), weight, rtol=1e-5)
+
+
+class TestDoReFaActivations:
+    @pytest.mark.parametrize(
+        ("bits", "x", "expected"),
+        [
+            (1, [-2, 0.4, 0.5, 0.6, 3], [0, 0, 0, 1, 1]),
+            (2, [-2, 0.1, 0.2, 0.5, 0.8, 0.9, 3], [0, 0, 1 / 3, 2 / 3, 2 / 3, 1, 1]),
+            (4, [-2, 0.1, 0.9, 3], [0, 2 / 15, 14 / 15, 1]),
+        ],
+    )
+    def test_values(self, bits, x, expected):
+        quantized = DoReFaActivationQuantizer(bits)(torch.tensor(x, dtype=torch.float32))
+        np.testing.assert_allclose(quantized, expected, rtol=1e-6)
+
+    def test_the_gradient_passes_inside_the_range_only(self):
+        x = torch.tensor([-0.5, 0.3, 0.9, 1.5], requires_grad=True)
+        DoReFaActivationQuantizer(2)(x).backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        assert x.grad.tolist() == [0, 2, 3, 0]
+
+    def test_the_bound_stays_1_and_is_no_part_of_the_checkpoint(self):
+        quantizer = DoReFaActivationQuantizer(2)
+        quantizer.calibrate(torch.tensor([7.0]))
+        assert quantizer.step() == pytest.approx(1 / 3)
+        assert not list(quantizer.parameters()) and not quantizer.state_dict()
+
+    def test_32_bits_are_a_relu(self):
+        assert DoReFaActivationQuantizer(32)(torch.tensor([-1.0, 0.3, 7.0])).tolist() == pytest.approx([0, 0.3, 7])
+
+
+class TestDoReFaWeights:
+    @pytest.mark.parametrize(
+        ("bits", "weight", "expected"),
+        [
+            # Signs times the mean magnitude of the whole layer, 1; zero counts as positive.
+            (1, [[0.5, -2.0], [0.0, 1.5]], [[1, -1], [1, 1]]),
+            # tanh: 0.4621, 0.7616, -0.7616, 0.0997; over twice the largest, plus a half: 0.8034, 1, 0, 0.5654.
+            (2, [[0.5, 1.0], [-1.0, 0.1]], [[1 / 3, 1], [-1, 1 / 3]]),
+            (3, [[0.5, 1.0], [-1.0, 0.1]], [[5 / 7, 1], [-1, 1 / 7]]),
+            (8, [[0.5, 1.0], [-1.0, 0.1]], [[155 / 255, 1], [-1, 33 / 255]]),
+        ],
+    )
+    def test_values(self, bits, weight, expected):
+        weight = torch.tensor(weight)
+        quantizer = DoReFaWeightQuantizer(2, bits)
+        np.testing.assert_allclose(quantizer(weight), expected, atol=1e-6)
+        levels = 2 * quantizer.codes(weight) - quantizer.levels
+        np.testing.assert_allclose(quantizer.scale(weight)[:, None] * levels, expected, atol=1e-6)
+
+    def test_the_gradient_of_one_bit_is_that_of_the_identity(self):
+        weight = torch.tensor([[0.5, -2.0], [0.0, 1.5]], requires_grad=True)
+        upstream = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        DoReFaWeightQuantizer(2, 1)(weight).backward(upstream)
+        assert torch.equal(weight.grad, upstream)
+
+    @pytest.mark.parametrize("bits", [2, 8])
+    def test_the_gradient_of_more_bits_goes_through_tanh_and_maximum_past_the_rounding(self, bits):
+        weight = torch.linspace(-1.3, 2.1, 24).view(4, 6).requires_grad_()
+        upstream = torch.sin(torch.arange(24.0)).view(4, 6)
+        DoReFaWeightQuantizer(4, bits)(weight).backward(upstream)
+
+        def unrounded(values):
+            return np.tanh(values) / np.tanh(np.abs(values)).max()
+
+        values, expected = weight.detach().double().numpy().ravel(), np.empty(24)
+        for index in range(24):
+            step = np.zeros(24)
+            step[index] = 1e-6
+            slope = (unrounded(values + step) - unrounded(values - step)) / 2e-6
+            expected[index] = slope @ upstream.double().numpy().ravel()
+        np.testing.assert_allclose(weight.grad.ravel(), expected, rtol=1e-3, atol=1e-5)
+
+    @pytest.mark.parametrize("bits", [1, 2, 8])
+    def test_a_layer_of_zeros_stays_finite(self, bits):
+        weight = torch.zeros(2, 3, requires_grad=True)
+        quantized = DoReFaWeightQuantizer(2, bits)(weight)
+        quantized.sum().backward()
+        assert torch.isfinite(quantized).all() and torch.isfinite(weight.grad).all()
+
+    def test_32_bits_leave_the_weights(self):
+        weight = torch.tensor([[0.3, -7.0]])
+        assert DoReFaWeightQuantizer(1)(weight) is weight
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="without a C++ compiler nothing is compiled")
