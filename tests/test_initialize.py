@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_training import random_input, random_network, relative_error, tiny_architecture, torch
+import tiny_training
+from tiny_training import MEAN, random_input, random_network, relative_error, tiny_architecture, torch
 
+from bitseg.architecture import Preprocessing
+from bitseg.datasets import CLASSES
+from tools.train.checkpoint import save_checkpoint
 from tools.train.config import read_config
 from tools.train.errors import TrainingError
-from tools.train.initialize import estimate_statistics, load_pretrained_encoder
+from tools.train.initialize import estimate_statistics, load_pretrained_encoder, load_start
+from tools.train.network import BitFCN
 
 PRETRAINED = Path(__file__).parents[2] / "shared" / "pretrained" / "resnet50_thin_imagenet.npz"
 VOC7_CONFIG = Path(__file__).parents[1] / "tools" / "train" / "experiments" / "voc7" / "float.toml"
@@ -110,3 +115,86 @@ def test_estimated_statistics_leave_the_function_as_it_was():
         # Now the batch has the statistics that BatchNorm expects, so training mode computes nearly the same.
         expected = network(images)[4]
         assert relative_error(network.train()(images)[4], expected) < 1e-3
+
+
+class TestStart:
+    """Starts from a network at 2-2 bits."""
+
+    PREPROCESSING = Preprocessing(MEAN, 58.0, 64)
+
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory):
+        """A calibrated network and its checkpoint."""
+        folder = tmp_path_factory.mktemp("start")
+        stages = tiny_training.stage("w2a2", (2, 2))
+        config = read_config(tiny_training.write_config(folder / "tiny.toml", stages))
+        network = random_network(config.architecture, seed=1)
+        network.set_bits(2, 2)
+        network.calibrate(random_input())
+        save_checkpoint(folder / "w2a2.pt", config, network)
+        return network.eval(), folder / "w2a2.pt"
+
+    def start(self, trained, quantizer="learned", **changes):
+        """A network with some changes in its architecture that starts from the trained one."""
+        network = random_network(replace(trained[0].architecture, **changes), quantizer, seed=2)
+        load_start(network, trained[1], self.PREPROCESSING, random_input())
+        return network.eval()
+
+    @staticmethod
+    def bits(network):
+        return network.architecture.weight_bits, network.architecture.activation_bits
+
+    @staticmethod
+    def taken(network, trained, name):
+        """Whether a layer has the trained weights."""
+        return torch.equal(network.get_submodule(name).conv.weight, trained[0].get_submodule(name).conv.weight)
+
+    def test_the_same_network_is_taken_whole(self, trained, capsys):
+        network = self.start(trained)
+        assert self.bits(network) == (2, 2)
+        assert torch.equal(network(random_input())[4], trained[0](random_input())[4])
+        assert capsys.readouterr().err == ""
+
+    def test_other_classes_get_classifiers_of_their_own(self, trained, capsys):
+        # As many classes with other names: nothing but the names tells the classifiers apart.
+        names = tuple(name.upper() for name in CLASSES["voc7"])
+        network = self.start(trained, classes=names)
+        assert network.architecture.classes == names
+        assert self.taken(network, trained, "branch4.block.conv2")
+        assert not self.taken(network, trained, "branch4.classifier")
+        layers = "branch16.classifier, branch32.classifier, branch4.classifier, branch8.classifier"
+        assert capsys.readouterr().err == (
+            f"{trained[1]} does not hold these layers, which begin untrained: {layers}\n"
+        )
+        assert self.start(trained, classes=("a", "b"))(random_input())[4].shape == (2, 2, 16, 16)
+
+    def test_another_reconstruction_keeps_encoder_and_reductions(self, trained, capsys):
+        network = self.start(trained, reconstruction="convolution")
+        assert self.taken(network, trained, "encoder.stage4.1.conv2")
+        assert self.taken(network, trained, "branch8.reduce")
+        assert capsys.readouterr().err.endswith(": branch16.conv, branch32.conv, branch4.conv, branch8.conv\n")
+        assert network(random_input())[4].shape == (2, 7, 16, 16)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"classes": ("a", "b")}, {"reconstruction": "convolution"}, {"stream_bits": 0}, {"quantizer": "dorefa"}],
+        ids=str,
+    )
+    def test_what_is_not_taken_whole_is_left_for_the_first_stage_to_calibrate(self, trained, changes):
+        network = self.start(trained, **changes)
+        assert self.bits(network) == (32, 32)
+        network.set_bits(2, 2)
+        network.calibrate(random_input())
+        quantizer = network.branch4.classifier.weight_quantizer
+        # 8 bits reach the largest weight in 255 half steps.
+        reach = quantizer.scale(network.branch4.classifier.conv.weight) * quantizer.levels
+        largest = network.branch4.classifier.conv.weight.flatten(1).abs().amax(1)
+        np.testing.assert_allclose(reach.detach(), largest.detach(), rtol=0.1)
+
+    def test_one_convolution_after_a_doubled_one_is_left_to_calibrate_too(self, trained, tmp_path):
+        doubled = BitFCN(replace(trained[0].architecture, reconstruction="double_convolution"))
+        doubled.set_bits(2, 2)
+        config = read_config(trained[1].with_name("tiny.toml"))
+        save_checkpoint(tmp_path / "w2a2.pt", replace(config, architecture=doubled.architecture), doubled)
+        network = self.start((doubled, tmp_path / "w2a2.pt"), reconstruction="convolution")
+        assert self.bits(network) == (32, 32), "names of parameters agree, shapes do not"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_training
 from click.testing import CliRunner
-from tiny_training import MEAN, random_input, random_network, torch
+from tiny_training import random_input, random_network, torch
 
 from bitseg.architecture import Preprocessing
 from bitseg.datasets import IGNORE, open_dataset
@@ -21,7 +21,6 @@ from tools.train.checkpoint import load_network, read_checkpoint, save_checkpoin
 from tools.train.config import config_from_dict, read_config
 from tools.train.data import Augmentation, Batches
 from tools.train.errors import TrainingError
-from tools.train.initialize import load_start
 from tools.train.prediction import predict_label_map
 from tools.train.trainer import Trainer
 
@@ -186,12 +185,6 @@ class TestRun:
         network, _, _ = load_network(finished / "w2a2.pt")
         assert trainer.network.architecture == network.architecture
         assert torch.equal(trainer.network.eval()(random_input())[4], network(random_input())[4])
-
-    def test_a_start_with_another_stream_is_calibrated_anew(self, finished):
-        network = random_network(replace(load_network(finished / "w2a2.pt")[0].architecture, stream_bits=0))
-        network.set_bits(32, 32)
-        load_start(network, finished / "w2a2.pt", Preprocessing(MEAN, 58.0, 64), random_input())
-        assert network.architecture.weight_bits == network.architecture.activation_bits == 32
 
     def test_starts_that_do_not_fit_are_refused(self, tiny_data, config_path, finished, tmp_path):
         config = read_config(config_path)
