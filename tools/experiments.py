@@ -21,7 +21,7 @@ from bitseg.files import write_safely
 from bitseg.segmenter import Segmenter
 from tools.convert import convert
 from tools.train.config import config_from_dict, read_toml
-from tools.train.errors import TrainingError
+from tools.train.errors import DivergenceError, TrainingError
 from tools.train.quantizers import FLOAT_BITS
 from tools.train.trainer import Trainer
 
@@ -144,9 +144,7 @@ def run_row(row, data, runs, pretrained):
     try:
         checkpoint = train_row(row, data, runs, pretrained)
         accuracy = measure_row(row, checkpoint, data)
-    except TrainingError as error:
-        if "the loss is" not in str(error):
-            raise
+    except DivergenceError as error:
         accuracy = {"miou": None, "diverged": str(error)}
     result = {
         "row": row.name,
