@@ -8,7 +8,6 @@ again.
 """
 
 import json
-import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from bitseg.errors import BitsegError
 from bitseg.evaluation import evaluate, scores
 from bitseg.files import write_safely
 from bitseg.segmenter import Segmenter
-from tools.convert import convert
+from tools.convert import convert, current_commit
 from tools.train.config import config_from_dict, read_toml
 from tools.train.errors import DivergenceError, TrainingError
 from tools.train.quantizers import FLOAT_BITS
@@ -154,7 +153,7 @@ def run_row(row, data, runs, pretrained):
         **accuracy,
         "seed": row.config.seed,
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": _commit(),
+        "commit": current_commit(),
         "experiment": row.experiment,
         "config": row.config.as_dict(),
     }
@@ -162,11 +161,6 @@ def run_row(row, data, runs, pretrained):
     with write_safely(row.result_path, TrainingError) as file:
         file.write(json.dumps(result, indent=2).encode() + b"\n")
     click.echo(f"{row.name}: mIoU {result['miou']}")
-
-
-def _commit():
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
 
 
 def markdown(rows, by_class):
