@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .cost import network_cost
 from .network.graph import Network
 from .network.operations import Operations
 
@@ -60,7 +61,7 @@ def time_operations(model, height, width, threads=None, kernel="auto", rounds=11
         The size, the thread count or the kernel cannot be used.
     """
     network = Network(model, Operations(threads, kernel))
-    clock = _Clock(network)
+    clock = _Clock(network, network_cost(model.architecture, height, width))
     network.operations = clock
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     runs, totals = [], []
@@ -81,9 +82,9 @@ def time_operations(model, height, width, threads=None, kernel="auto", rounds=11
 class _Clock:
     """Passes operations on and keeps the name, the seconds and the multiplications of each."""
 
-    def __init__(self, network):
+    def __init__(self, network, cost):
         self.operations, self.records = network.operations, []
-        self.names = {id(layer): name for name, layer in network.layers.items()}
+        self.costs = {id(network.layers[layer.name]): layer for layer in cost.layers}
 
     def __getattr__(self, operation):
         function = getattr(self.operations, operation)
@@ -92,23 +93,10 @@ class _Clock:
             began = time.perf_counter()
             result = function(*arguments)
             seconds = time.perf_counter() - began
-            layers = [argument for argument in arguments if id(argument) in self.names]
-            pixels = _pixels(result)
-            # The stem's result is pooled: its convolution has four times the pixels.
-            pixels *= 4 if operation == "stem" else 1
-            multiplications = sum(layer.convolution.weights * pixels for layer in layers)
-            name = " + ".join(self.names[id(layer)] for layer in layers) or operation
+            layers = [self.costs[id(argument)] for argument in arguments if id(argument) in self.costs]
+            name = " + ".join(layer.name for layer in layers) or operation
+            multiplications = sum(layer.multiplications for layer in layers)
             self.records.append((name, seconds, multiplications))
             return result
 
         return timed
-
-
-def _pixels(result):
-    """Pixels of a feature map, as an operation returns it."""
-    if hasattr(result, "sums"):
-        rows, columns = result.sums.shape
-        return (rows - 2 * result.margin) * (columns - 2 * result.margin)
-    if isinstance(result, tuple):
-        return result[0].shape[0] * result[0].shape[1]
-    return result.shape[-2] * result.shape[-1]

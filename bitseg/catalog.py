@@ -1,9 +1,15 @@
-"""What models are installed."""
+"""What models are installed, and all about one of them."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from .cost import fp32_bytes, network_cost, packed_bytes, predicted_speedup, weight_count
 from .errors import ModelFileError
-from .model_file import installed_models, read_model
+from .model_file import VERSION, find_model, installed_models, read_model, stored_checksum
+from .network.graph import SIZE_MULTIPLE
+from .palette import palette_for
+
+INSTALLED_LICENCE = "MIT, as bitseg; NOTICE names the encoder that training started from"
+"""Of the models in weights/: a model file need not state a licence."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +82,73 @@ def _entry(path):
         miou=accuracy.get("miou"),
         dataset=accuracy.get("dataset"),
     )
+
+
+def describe_model(name, size=None):
+    """All about one model, as ``bitseg info --json`` prints it.
+
+    Parameters
+    ----------
+    name : str or path
+        Name of an installed model, or path of an ``.h5`` file.
+    size : (int, int) or None
+        Width and height, multiples of 32, of the image whose cost is counted; None: the model's working size at 4:3.
+
+    Returns
+    -------
+    dict
+        What JSON can hold. Totals are of all layers, whose ``output_size`` is width and height; ``packed_bytes`` and
+        ``fp32_bytes`` are those of the weights alone, at their own bits and in fp32; the colour of a class is the one
+        that `Segmentation.overlay` gives it by default.
+
+    Raises
+    ------
+    ModelFileError
+        There is no such model, or its file is damaged.
+    ValueError
+        A side is no multiple of 32.
+    """
+    path = find_model(name)
+    model = read_model(path)
+    architecture, working_size = model.architecture, model.preprocessing.working_size
+    width, height = size or (working_size, -(-working_size * 3 // 4 // SIZE_MULTIPLE) * SIZE_MULTIPLE)
+    cost = network_cost(architecture, height, width)
+    licence = INSTALLED_LICENCE if path in installed_models() else None
+    return {
+        "name": model.name,
+        "architecture": asdict(architecture),
+        "preprocessing": asdict(model.preprocessing),
+        "classes": [
+            {"id": i, "name": name, "color": color}
+            for i, (name, color) in enumerate(zip(architecture.classes, palette_for(architecture.classes).tolist()))
+        ],
+        "size": [width, height],
+        "layers": [_layer_entry(layer) for layer in cost.layers],
+        "multiplications": cost.multiplications,
+        "bit_operations": cost.bit_operations,
+        "predicted_speedup": predicted_speedup(architecture.weight_bits, architecture.activation_bits),
+        "fpga_share": cost.fpga_share,
+        "weights": weight_count(architecture),
+        "packed_bytes": packed_bytes(architecture),
+        "fp32_bytes": fp32_bytes(architecture),
+        "file": {
+            "path": str(path.resolve()),
+            "bytes": model.file_size,
+            "format_version": VERSION,
+            "sha256": stored_checksum(path),
+        },
+        "training": model.training,
+        "licence": model.training.get("licence", licence),
+    }
+
+
+def _layer_entry(layer):
+    convolution = layer.convolution
+    return {
+        "name": layer.name,
+        **asdict(convolution),
+        "output_size": [layer.width, layer.height],
+        "weights": convolution.weights,
+        "multiplications": layer.multiplications,
+        "bit_operations": layer.bit_operations,
+    }

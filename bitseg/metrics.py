@@ -50,9 +50,18 @@ def class_iou(confusion):
     ndarray of float64, shape (classes,)
         From 0 to 1; NaN for a class that is neither there nor predicted.
     """
-    hits = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    hits = np.diag(confusion)
+    return _shares(hits, confusion.sum(0) + confusion.sum(1) - hits)
+
+
+def class_precision(confusion):
+    """Share of the pixels predicted as a class that are of it; otherwise as `class_iou`."""
+    return _shares(np.diag(confusion), confusion.sum(0))
+
+
+def class_recall(confusion):
+    """Share of the pixels of a class that are predicted as it; otherwise as `class_iou`."""
+    return _shares(np.diag(confusion), confusion.sum(1))
 
 
 def mean_iou(confusion):
@@ -64,3 +73,7 @@ def mean_iou(confusion):
 def pixel_accuracy(confusion):
     """Share of counted pixels whose class is right; NaN if no pixel was counted."""
     return float(np.diag(confusion).sum() / confusion.sum()) if confusion.any() else float("nan")
+
+
+def _shares(parts, wholes):
+    return np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)

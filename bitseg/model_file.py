@@ -149,6 +149,12 @@ def read_model(path):
         return _parse(payload)
 
 
+def stored_checksum(path):
+    """SHA-256 checksum, in hexadecimal, that the header of a model file states; `read_model` makes sure of it."""
+    with open(path, "rb") as file:
+        return file.readline(HEADER_BYTES).split()[-1].decode()
+
+
 def write_model(path, model):
     """Write a model file; the file appears whole or not at all.
 

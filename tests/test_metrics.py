@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bitseg.datasets import IGNORE
-from bitseg.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from bitseg.metrics import class_iou, class_precision, class_recall, confusion_matrix, mean_iou, pixel_accuracy
 
 TRUTH = np.array([[0, 0, 1], [1, IGNORE, 2]], np.uint8)
 PREDICTION = np.array([[0, 1, 1], [1, 2, 0]], np.uint8)
@@ -24,6 +24,11 @@ def test_intersection_over_union():
     np.testing.assert_allclose(class_iou(CONFUSION), [1 / 3, 2 / 3, 0])
     assert mean_iou(CONFUSION) == pytest.approx(1 / 3)
     assert pixel_accuracy(CONFUSION) == pytest.approx(3 / 5)
+
+
+def test_precision_and_recall():
+    np.testing.assert_allclose(class_precision(CONFUSION), [1 / 2, 2 / 3, np.nan])
+    np.testing.assert_allclose(class_recall(CONFUSION), [1 / 2, 1, 0])
 
 
 def test_a_class_that_never_occurs_does_not_count():

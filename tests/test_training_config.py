@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny_training
 
+from bitseg.errors import DatasetError
 from tools.train.config import config_from_dict, read_config
 from tools.train.errors import TrainingError
 
@@ -22,7 +23,12 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("table", "entry", "value", "message"),
         [
-            (None, "dataset", "imagenet", "dataset must be one of camvid, voc7, not 'imagenet'"),
+            (
+                None,
+                "dataset",
+                "imagenet",
+                "dataset must be one of camvid, cityscapes, folder, voc, voc7, not 'imagenet'",
+            ),
             (None, "class_weights", "sqrt", "class_weights must be 'none' or 'log'"),
             (None, "batch_size", 0, "batch_size must be at least 1"),
             (None, "batch_size", "8", "the configuration: 'batch_size' must be of type int, not '8'"),
@@ -67,6 +73,16 @@ class TestConfig:
         values["stages"] *= 2
         with pytest.raises(TrainingError, match="stages: two have the same name"):
             config_from_dict(values)
+
+    def test_a_folder_names_the_classes_and_a_checkpoint_keeps_them(self, tmp_path):
+        path = tiny_training.write_config(tmp_path / "own.toml", tiny_training.stage("float"))
+        path.write_text(path.read_text().replace('"voc7"', '"folder"'))
+        with pytest.raises(DatasetError, match=r"classes\.txt: not found"):
+            read_config(path, tmp_path)
+        (tmp_path / "classes.txt").write_text("background\nhand\n")
+        config = read_config(path, tmp_path)
+        assert config.architecture.classes == ("background", "hand")
+        assert config_from_dict(json.loads(json.dumps(config.as_dict()))) == config
 
     def test_files_that_are_no_configuration_are_named(self, tmp_path):
         (tmp_path / "text.toml").write_text("not [ toml")

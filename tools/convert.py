@@ -108,7 +108,7 @@ def main(checkpoint, output, data, name):
 
 
 def _measure(model, data):
-    dataset = open_dataset(model.training["config"]["dataset"], data, "val")
+    dataset = open_dataset(model.training["config"]["dataset"], data, "val").mapped_to(model.architecture.classes)
     with click.progressbar(length=len(dataset), label="measuring", file=sys.stderr) as bar:
         confusion = evaluate(Segmenter(model).label_map, dataset, lambda _: bar.update(1))
     accuracy = scores(confusion, dataset)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from bitseg.cost import network_cost
 from bitseg.datasets import open_dataset
 from bitseg.errors import BitsegError
 from bitseg.evaluation import evaluate, scores
@@ -27,6 +28,9 @@ from tools.train.trainer import Trainer
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "tools" / "train" / "experiments"
 RESULTS = ROOT / "tools" / "train" / "results"
+
+COST_SIZE = 384, 480
+"""Height and width, of a padded CamVid frame, for which operations are counted."""
 
 
 class Row:
@@ -175,16 +179,24 @@ def markdown(rows, by_class):
             lines.append([name, *(_percent(result.get("iou", {}).get(name)) for _, result in found)])
         lines.append(["**mean**", *(f"**{_percent(result['miou'])}**" for _, result in found)])
     else:
-        lines = [["row", "bits", "mIoU", "pixel accuracy", "iterations", "measured by"]]
+        lines = [["row", "bits", "mIoU", "pixel accuracy", "GMAC", "of these decoder", "iterations", "measured by"]]
         for row, result in found:
             bits = "-".join(map(str, result["bits"]))
             iterations = sum(stage.iterations for stage in row.config.stages)
             figures = [_percent(result["miou"]), _percent(result.get("pixel_accuracy"))]
-            lines.append([row.title, bits, *figures, str(iterations), result.get("measured_by", "diverged")])
+            cost = _billions(row.config.architecture)
+            lines.append([row.title, bits, *figures, *cost, str(iterations), result.get("measured_by", "diverged")])
     header, *body = ["| " + " | ".join(line) + " |" for line in lines]
     missing = [row.title for row, result in zip(rows, results) if result is None]
     note = [f"\nNot measured yet: {', '.join(missing)}."] if missing else []
     return "\n".join([header, "| --- " * len(lines[0]) + "|", *body, *note])
+
+
+def _billions(architecture):
+    """Multiply-accumulates of the network and of its decoder at `COST_SIZE`, as text."""
+    layers = network_cost(architecture, *COST_SIZE).layers
+    decoder = [layer for layer in layers if layer.name.startswith("branch")]
+    return [f"{sum(layer.multiplications for layer in part) / 1e9:.2f}" for part in (layers, decoder)]
 
 
 def _percent(value):

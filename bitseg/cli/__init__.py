@@ -10,7 +10,9 @@ import click
 from .. import __version__
 from ..errors import BitsegError
 from .bench import bench
-from .models import models
+from .doctor import doctor, warmup
+from .evaluate import evaluate
+from .models import info, models
 from .predict import predict
 
 
@@ -32,5 +34,5 @@ def main():
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (predict, models, bench):
+for command in (predict, models, info, evaluate, bench, warmup, doctor):
     main.add_command(command)

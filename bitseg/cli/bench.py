@@ -3,7 +3,7 @@
 import click
 
 from ..errors import BitsegError
-from .common import ImageSize, kernel_option, model_option, print_table, threads_option
+from .common import ImageSize, json_option, kernel_option, model_option, print_table, threads_option
 
 
 @click.command()
@@ -14,7 +14,7 @@ from .common import ImageSize, kernel_option, model_option, print_table, threads
 @threads_option
 @kernel_option
 @click.option("--rounds", type=click.IntRange(min=1), default=11, help="Runs, of which the medians are shown.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def bench(model, preset, bits, size, threads, kernel, rounds, as_json):
     """Time each layer of a network on this computer."""
     import json

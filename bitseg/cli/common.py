@@ -40,6 +40,7 @@ kernel_option = click.option(
     default="auto",
     help="How convolutions are computed; the mask is the same.",
 )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def print_table(rows):

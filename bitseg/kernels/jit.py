@@ -20,7 +20,20 @@ def kernel(function):
         compiled._cache = _KernelCache(function)
     except RuntimeError:  # Numba's word for "no place to keep it"
         compiled._cache = _NoCache()
+    _kernels.append(compiled)
     return compiled
+
+
+def compilations():
+    """How many kernels this process has compiled so far because they were not in the cache."""
+    return sum(sum(compiled.stats.cache_misses.values()) for compiled in _kernels)
+
+
+def cache_folder():
+    """Folder where compiled kernels are kept; None where none can be written, or one was not kept for lack of space."""
+    caches = [compiled._cache for compiled in _kernels]
+    kept = all(isinstance(cache, _KernelCache) and cache._enabled for cache in caches)
+    return Path(caches[0].cache_path) if kept else None
 
 
 def _kernel_sources():
@@ -30,6 +43,7 @@ def _kernel_sources():
 
 
 _SOURCES = _kernel_sources()
+_kernels: list = []
 _announced = False
 
 

@@ -300,6 +300,12 @@ def maximum_u8(typing_context, a, b):
 # Look-up: byte shuffles of 32 lanes, for `lookup.py`. LLVM has no generic form of them, so AVX2 is required.
 
 
+def target_cpu():
+    """Name and features (a set), in LLVM's words, of the CPU that Numba compiles for."""
+    _, name, features = cpu_target.target_context.codegen().magic_tuple()
+    return name, {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+
+
 def has_byte_shuffle():
     """Whether the CPU that Numba compiles for has AVX2; asking LLVM for its shuffle elsewhere ends the process."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from bitseg.cost import network_cost
 from bitseg.images import read_image, resize
 from bitseg.network.graph import Network
 from bitseg.network.layout import pack_bit_planes
@@ -33,29 +34,22 @@ LAYERS = [
 ]
 
 
-def _stride(name):
-    """Stride of a layer's input with respect to the image."""
-    if name.startswith("branch"):
-        return int(name.removeprefix("branch").split(".")[0])
-    return 2 ** (int(name.split("stage")[1][0]) + 1)
-
-
 @pytest.mark.parametrize("bits", ["1-2", "2-2"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(benchmark, name, bits):
     network = Network(preset_model("thin50", bits), Operations(1))
     layer = network.layers[name]
+    (cost,) = (cost for cost in network_cost(network.architecture, SIZE[1], SIZE[0]).layers if cost.name == name)
     convolution = layer.convolution
-    height, width = SIZE[1] // _stride(name), SIZE[0] // _stride(name)
+    height, width = cost.height * convolution.stride, cost.width * convolution.stride
     codes = np.random.default_rng(0).integers(
         0, 2**convolution.input_bits, (height, width, convolution.in_channels), dtype=np.uint8
     )
     planes = pack_bit_planes(codes, convolution.input_bits)
     benchmark(network.operations.convolve, planes, layer)
-    multiplications = height * width * convolution.weights // convolution.stride**2
-    benchmark.extra_info["multiplications"] = multiplications
+    benchmark.extra_info["multiplications"] = cost.multiplications
     if benchmark.stats:
-        benchmark.extra_info["gmac_per_second"] = round(multiplications / benchmark.stats.stats.median / 1e9, 1)
+        benchmark.extra_info["gmac_per_second"] = round(cost.multiplications / benchmark.stats.stats.median / 1e9, 1)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -31,7 +31,7 @@ def main(config, data, output, pretrained, start, teacher, workers):
     command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
     try:
         distributed.join_processes()
-        trainer = Trainer(read_config(config), data, Path(output), command, pretrained, start, teacher, workers)
+        trainer = Trainer(read_config(config, data), data, Path(output), command, pretrained, start, teacher, workers)
         if distributed.rank() == 0:
             Path(output, "config.toml").write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
         trainer.run()

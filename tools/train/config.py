@@ -6,7 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from bitseg.architecture import ENCODERS, RECONSTRUCTIONS, STRIDES, Architecture, Preprocessing
-from bitseg.datasets import CLASSES
+from bitseg.datasets import CLASSES, KINDS, read_class_names
 from bitseg.network.graph import SIZE_MULTIPLE
 
 from .data import Augmentation
@@ -119,13 +119,15 @@ class Config:
         return asdict(self)
 
 
-def read_config(path):
+def read_config(path, data=None):
     """Read a configuration file.
 
     Parameters
     ----------
     path : path
         TOML file; see `read_toml`.
+    data : path or None
+        Folder of the data set, for a kind whose folder names the classes.
 
     Returns
     -------
@@ -135,11 +137,13 @@ def read_config(path):
     ------
     TrainingError
         The file is missing, is no TOML, lacks an entry, or has an unknown or impossible one.
+    DatasetError
+        The class names in the folder cannot be read.
     """
     values = read_toml(path)
     values.pop("experiment", None)
     try:
-        return config_from_dict(values)
+        return config_from_dict(values, data)
     except TrainingError as error:
         raise TrainingError(f"{path}: {error}") from None
 
@@ -182,31 +186,35 @@ def read_toml(path):
     return inherited
 
 
-def config_from_dict(data):
+def config_from_dict(data, root=None):
     """Build a `Config` from plain data; class names and the final bits are filled in.
 
     Parameters
     ----------
     data : dict
         What a TOML file holds, or `Config.as_dict` returns.
+    root : path or None
+        Folder of the data set, for a kind whose folder names the classes; None: `data` holds them.
 
     Raises
     ------
     TrainingError
         An entry is missing, unknown or impossible.
+    DatasetError
+        The class names in the folder cannot be read.
     """
     data = dict(data)
     stages = data.get("stages")
     if not stages or not all(isinstance(stage, dict) for stage in stages):
         raise TrainingError("there must be at least one [[stages]] table")
     data["stages"] = stages = tuple(_build(Stage, stage, "stages") for stage in stages)
-    if data.get("dataset") not in CLASSES:
-        raise TrainingError(f"dataset must be one of {', '.join(sorted(CLASSES))}, not {data.get('dataset')!r}")
-    implied = {
-        "classes": CLASSES[data["dataset"]],
-        "weight_bits": stages[-1].weight_bits,
-        "activation_bits": stages[-1].activation_bits,
-    }
+    if data.get("dataset") not in KINDS:
+        raise TrainingError(f"dataset must be one of {', '.join(KINDS)}, not {data.get('dataset')!r}")
+    implied = {"weight_bits": stages[-1].weight_bits, "activation_bits": stages[-1].activation_bits}
+    if data["dataset"] in CLASSES:
+        implied["classes"] = CLASSES[data["dataset"]]
+    elif root is not None:
+        implied["classes"] = read_class_names(root)
     data["architecture"] = _build(Architecture, _table(data, "architecture") | implied, "architecture")
     data["augmentation"] = _build(Augmentation, _table(data, "augmentation"), "augmentation")
     data["preprocessing"] = _build(Preprocessing, _table(data, "preprocessing"), "preprocessing")
