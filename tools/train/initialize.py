@@ -47,11 +47,7 @@ def load_start(network, path, preprocessing, images):
     start, start_preprocessing = load_trained(path)
     found = {**vars(start.architecture), **vars(start_preprocessing)}
     wanted = {**vars(network.architecture), **vars(preprocessing)}
-    for entry in sorted(set(wanted) - _MAY_DIFFER):
-        if found[entry] != wanted[entry]:
-            raise TrainingError(
-                f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}"
-            )
+    require_same(path, found, wanted, sorted(set(wanted) - _MAY_DIFFER))
     own, trained = network.state_dict(), start.state_dict()
     taken = {name: trained[name] for name in own if name in trained and trained[name].shape == own[name].shape}
     if found["classes"] != wanted["classes"]:
@@ -64,6 +60,29 @@ def load_start(network, path, preprocessing, images):
         network.set_bits(start.architecture.weight_bits, start.architecture.activation_bits)
     if _is_model(path):
         estimate_statistics(network, images)
+
+
+def require_same(path, found, wanted, entries):
+    """Make sure that what a file holds is what the configuration asks for.
+
+    Parameters
+    ----------
+    path : path
+    found, wanted : dict
+        Entries of the file's and of the run's architecture or preprocessing.
+    entries : sequence of str
+        What must agree.
+
+    Raises
+    ------
+    TrainingError
+        Something does not.
+    """
+    for entry in entries:
+        if found[entry] != wanted[entry]:
+            raise TrainingError(
+                f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}"
+            )
 
 
 def load_trained(path):

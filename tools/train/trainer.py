@@ -19,7 +19,7 @@ from .config import RUN_CHECKPOINT, check_continuation, config_from_dict
 from .data import Batches, batch_stream, class_weights, normalise
 from .distillation import Teacher, distillation_loss, recorded_streams
 from .errors import DivergenceError, TrainingError
-from .initialize import load_pretrained_encoder, load_start, load_trained
+from .initialize import load_pretrained_encoder, load_start, load_trained, require_same
 from .network import BitFCN
 from .prediction import predict_label_map
 from .quantizers import FLOAT_BITS
@@ -136,7 +136,8 @@ class Trainer:
         )
 
     def _load_teacher(self):
-        network, _ = load_trained(self.teacher_path)
+        network, preprocessing = load_trained(self.teacher_path)
+        require_same(self.teacher_path, vars(preprocessing), vars(self.config.preprocessing), ("mean", "scale"))
         self.teacher = Teacher(network.to(memory_format=torch.channels_last))
         self.teacher.check(self.network)
 
