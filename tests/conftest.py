@@ -52,6 +52,26 @@ def ffmpeg():
     return get_ffmpeg_exe()
 
 
+@pytest.fixture(scope="module")
+def uncompiled_on_one_thread():
+    """Compiling takes longer than all tests of the training code; what is compiled is tested against this."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A tiny data set in the layout of ``voc7``."""
+    import tiny_training
+
+    return tiny_training.write_data(tmp_path_factory.mktemp("tiny") / "voc7")
+
+
 @pytest.fixture(autouse=True)
 def every_row_worth_a_thread(monkeypatch):
     """Share out even the smallest work, so that small tests show what threads do."""

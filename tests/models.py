@@ -15,13 +15,15 @@ def random_model(
     weight_bits=2,
     activation_bits=2,
     stream_bits=8,
+    reconstruction="residual_block",
     seed=0,
 ):
     """A `bitseg.presets.random_model` with few and odd channels, a small working size, and an accuracy on record.
 
     Parameters
     ----------
-    encoder, stem_channels, stage_channels, branch_channels, classes, weight_bits, activation_bits, stream_bits
+    encoder, stem_channels, stage_channels, branch_channels, classes, weight_bits, activation_bits, stream_bits, \
+    reconstruction
         As for `bitseg.architecture.Architecture`. Stages of resnet50 need channels divisible by 4.
     seed : int
 
@@ -38,6 +40,7 @@ def random_model(
         weight_bits,
         activation_bits,
         stream_bits,
+        reconstruction,
     )
     model = model_of(architecture, seed=seed)
     training = {"data": "none", "accuracy": {"dataset": "noise", "miou": 0.5}}

@@ -1,26 +1,22 @@
 """The converter: a trained network, folded into integers and scales, computes what it did before, and comes back."""
 
-# ruff: noqa: E402 -- what needs PyTorch is imported once it is known to be there
-
 import functools
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny_training
 from click.testing import CliRunner
+from tiny_training import torch
 
-torch = pytest.importorskip("torch", reason="the converter needs PyTorch: see tools/requirements.txt")
-if sys.version_info < (3, 11):
-    pytest.importorskip("tomli", reason="the training code reads TOML: see tools/requirements.txt")
-
-from bitseg.architecture import Architecture, Preprocessing
+from bitseg.architecture import RECONSTRUCTIONS, Architecture, Preprocessing
 from bitseg.model_file import Model, StreamScales, read_model, write_model
 from bitseg.network.graph import Network
+from bitseg.network.operations import Operations
 from bitseg.network.reference import ReferenceOperations
 from bitseg.palette import palette_for
+from bitseg.presets import preset_model
 from tools.convert import convert, main
 from tools.train.checkpoint import save_checkpoint
 from tools.train.config import read_config
@@ -29,23 +25,44 @@ from tools.train.errors import TrainingError
 from tools.train.folding import connections, fold_network, unfold_network
 from tools.train.initialize import load_start
 from tools.train.network import BitFCN
-from tools.train.quantizers import ActivationQuantizer
+from tools.train.quantizers import ActivationQuantizer, DoReFaWeightQuantizer
 
 CLASSES = ("background", "cat", "dog")
 PREPROCESSING = Preprocessing((123, 117, 104), 58.0, 64)
 BITS = [(1, 2), (2, 2), (4, 4), (8, 8)]
 STREAM_BITS = [8, 0]
-ENCODERS = {"resnet18": (8, 8, 12, 16), "resnet50": (16, 16, 24, 32)}
+ENCODERS = {"resnet18": (8, 8, 12, 16), "resnet34": (8, 8, 12, 16), "resnet50": (16, 16, 24, 32)}
+NETWORKS = {
+    **{
+        f"{encoder}, {bits[0]}-{bits[1]}, stream {stream_bits}": {
+            "encoder": encoder,
+            "bits": bits,
+            "stream_bits": stream_bits,
+        }
+        for encoder in ("resnet18", "resnet50")
+        for bits in BITS
+        for stream_bits in STREAM_BITS
+    },
+    "resnet34": {"encoder": "resnet34"},
+    **{
+        f"{reconstruction}, stream {stream_bits}": {"reconstruction": reconstruction, "stream_bits": stream_bits}
+        for reconstruction in RECONSTRUCTIONS[1:]
+        for stream_bits in STREAM_BITS
+    },
+}
+"""Arguments of `random_network`."""
 
+DOREFA = {
+    "1-2": {"bits": (1, 2)},
+    "2-2, stream 0": {"stream_bits": 0},
+    "3-5": {"bits": (3, 5)},
+    "8-8": {"bits": (8, 8)},
+    "resnet50": {"encoder": "resnet50"},
+    "convolution": {"reconstruction": "convolution"},
+}
+"""The same for networks quantised as in DoReFa."""
 
-@pytest.fixture(scope="module", autouse=True)
-def uncompiled_on_one_thread():
-    """Compiling takes longer than all these tests; test_training.py shows that it changes nothing."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.compiler.set_stance("force_eager"):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("uncompiled_on_one_thread")
 
 
 def random_image(seed=0, height=64, width=64):
@@ -58,11 +75,16 @@ def random_image(seed=0, height=64, width=64):
 
 
 @functools.cache
-def random_network(encoder="resnet18", bits=(2, 2), stream_bits=8):
+def random_network(
+    encoder="resnet18", bits=(2, 2), stream_bits=8, reconstruction="residual_block", quantizer="learned"
+):
     """A quantised network of random weights, with BatchNorm and steps that are no round numbers."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    network = BitFCN(Architecture(encoder, 8, ENCODERS[encoder], (8, 8, 8, 8), CLASSES, *bits, stream_bits))
+    architecture = Architecture(
+        encoder, 8, ENCODERS[encoder], (8, 8, 8, 8), CLASSES, *bits, stream_bits, reconstruction
+    )
+    network = BitFCN(architecture, quantizer)
     network.set_bits(*bits)
     images = normalise(torch.from_numpy(np.stack([random_image(seed) for seed in (7, 8)])), PREPROCESSING)
     with torch.no_grad():
@@ -74,7 +96,7 @@ def random_network(encoder="resnet18", bits=(2, 2), stream_bits=8):
                 module.bias.normal_(0.2, 0.3, generator=generator)
         network.calibrate(images)
         for module in network.modules():
-            if isinstance(module, ActivationQuantizer):
+            if isinstance(module, ActivationQuantizer) and quantizer == "learned":
                 # Calibrated bounds of a stream and of its activation are in the ratio of small integers, which makes
                 # exact ties frequent; learned ones are not.
                 module.log_bound += torch.rand((), generator=generator) * 0.1
@@ -102,11 +124,19 @@ def agreement(found, expected):
     return np.corrcoef(found.ravel(), expected.ravel())[0, 1], (found.argmax(0) == expected.argmax(0)).mean()
 
 
-@pytest.mark.parametrize("encoder", list(ENCODERS))
-@pytest.mark.parametrize("stream_bits", STREAM_BITS)
-@pytest.mark.parametrize("bits", BITS)
-def test_the_folded_network_computes_what_the_trained_one_does(encoder, bits, stream_bits):
-    network = random_network(encoder, bits, stream_bits)
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+def test_the_folded_network_computes_what_the_trained_one_does(options):
+    assert_folding_keeps_the_function(random_network(**options))
+
+
+@pytest.mark.parametrize("options", DOREFA.values(), ids=DOREFA)
+def test_dorefa_folds_into_the_same_format(options):
+    network = random_network(quantizer="dorefa", **options)
+    assert isinstance(network.encoder.stage1[0].conv1.weight_quantizer, DoReFaWeightQuantizer)
+    assert_folding_keeps_the_function(network)
+
+
+def assert_folding_keeps_the_function(network):
     image = random_image(1)
     correlation, same = agreement(reference_scores(folded(network), image), pytorch_scores(network, image))
     # Not exactly: PyTorch's floating-point sums miss the integers by a few parts in 10**7, so a value beside the
@@ -115,11 +145,43 @@ def test_the_folded_network_computes_what_the_trained_one_does(encoder, bits, st
     assert same > 0.97
 
 
-@pytest.mark.parametrize("encoder", list(ENCODERS))
+@pytest.mark.parametrize("reconstruction", RECONSTRUCTIONS)
 @pytest.mark.parametrize("stream_bits", STREAM_BITS)
-@pytest.mark.parametrize("bits", BITS)
-def test_unfolding_is_the_inverse_of_folding(encoder, bits, stream_bits):
-    model = folded(random_network(encoder, bits, stream_bits))
+def test_a_converted_network_gives_the_same_scores_in_the_engine_and_in_numpy(reconstruction, stream_bits, tmp_path):
+    write_model(tmp_path / "model.h5", folded(random_network(reconstruction=reconstruction, stream_bits=stream_bits)))
+    model = read_model(tmp_path / "model.h5")
+    assert model.architecture.reconstruction == reconstruction
+    image = random_image(1)
+    expected = reference_scores(model, image)
+    assert len(np.unique(expected)) > expected.size // 2
+    np.testing.assert_array_equal(Network(model, Operations(2)).scores(image), expected)
+
+
+def test_the_full_network_has_the_size_of_the_papers_and_converts(tmp_path):
+    network = BitFCN(preset_model("bfcn50", "1-2").architecture)
+    # 137.7 MB in floating point; the paper does not say whether that is weights alone.
+    weights = [module.weight.numel() for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert abs(sum(weights) / 34.4e6 - 1) < 0.02
+    assert abs(sum(parameter.numel() for parameter in network.parameters()) / 34.4e6 - 1) < 0.02
+    network.set_bits(1, 2)
+    write_model(tmp_path / "bfcn50.h5", folded(network.eval()))
+    assert (tmp_path / "bfcn50.h5").stat().st_size == pytest.approx(sum(weights) / 8, rel=0.15)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_the_width_of_the_encoder_is_free(width):
+    """Every convolution of the PyTorch network has the shape that the architecture gives it."""
+    stages = tuple(width * factor for factor in (1, 2, 4, 8))
+    architecture = Architecture("resnet34", width, stages, (8, 8, 8, 8), CLASSES, 2, 2, 8)
+    network = BitFCN(architecture)
+    for name, convolution in architecture.convolutions().items():
+        weight = network.get_submodule(name).conv.weight
+        assert weight.shape == (convolution.out_channels, convolution.in_channels, *[convolution.kernel] * 2)
+
+
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+def test_unfolding_is_the_inverse_of_folding(options):
+    model = folded(random_network(**options))
     layers, streams = fold_network(unfold_network(model), PREPROCESSING)
     assert list(layers) == list(model.layers) and list(streams) == list(model.streams)
     for name, layer in layers.items():
@@ -136,9 +198,11 @@ def test_unfolding_is_the_inverse_of_folding(encoder, bits, stream_bits):
         )
 
 
-@pytest.mark.parametrize("bits", BITS)
-def test_a_start_from_a_model_file_computes_what_the_file_says_and_learns_on(bits, tmp_path):
-    model = folded(random_network("resnet18", bits))
+@pytest.mark.parametrize(
+    "options", [*({"bits": bits} for bits in BITS), {"reconstruction": "double_convolution"}], ids=str
+)
+def test_a_start_from_a_model_file_computes_what_the_file_says_and_learns_on(options, tmp_path):
+    model = folded(random_network(**options))
     write_model(tmp_path / "model.h5", model)
     network = BitFCN(model.architecture)
     images = normalise(torch.from_numpy(np.stack([random_image(seed) for seed in (2, 3)])), PREPROCESSING)
@@ -156,7 +220,7 @@ def test_a_start_from_a_model_file_computes_what_the_file_says_and_learns_on(bit
     evaluated, trained = network.eval()(images)[4], network.train()(images)[4]
     assert np.corrcoef(trained.detach().ravel(), evaluated.detach().ravel())[0, 1] > 0.99
     trained.square().sum().backward()
-    layer = network.branch4.block.conv2
+    layer = network.encoder.stage1[0].conv2
     codes, gradient = layer.weight_quantizer.codes(layer.conv.weight), layer.conv.weight.grad
     outermost = (codes == 0) | (codes == layer.weight_quantizer.levels)
     assert torch.isfinite(gradient).all() and (gradient[outermost] != 0).float().mean() > 0.5
@@ -185,19 +249,28 @@ def test_stream_scales_without_counterpart_are_refused():
             unfold_network(replace(model, streams={**model.streams, name: scales}))
 
 
+@pytest.mark.parametrize("reconstruction", RECONSTRUCTIONS)
 @pytest.mark.parametrize("encoder", list(ENCODERS))
-def test_connections_name_every_layer_and_stream_in_the_architecture(encoder):
-    architecture = Architecture(encoder, 8, ENCODERS[encoder], (8, 8, 8, 8), CLASSES, 2, 2, 8)
+def test_connections_name_every_layer_and_stream_in_the_architecture(encoder, reconstruction):
+    architecture = Architecture(encoder, 8, ENCODERS[encoder], (8, 8, 8, 8), CLASSES, 2, 2, 8, reconstruction)
     convolutions, shortcuts = connections(architecture)
     assert set(convolutions) == set(architecture.convolutions())
     assert set(shortcuts) == set(architecture.stream_outputs())
+    assert shortcuts["encoder.stage2.0.output"] is None, "its shortcut is a projection"
+
+
+def test_connections_of_a_branch():
+    architecture = random_network().architecture
+    convolutions, shortcuts = connections(architecture)
     last = architecture.stages()[1][-1].name
     assert convolutions["branch8.reduce"] == (
         f"{last}.output.activation_quantizer",
         "branch8.reduce_output.stream_quantizer",
     )
     assert shortcuts["branch8.block.output"] == "branch8.reduce_output"
-    assert shortcuts["encoder.stage2.0.output"] is None, "its shortcut is a projection"
+    convolutions, _ = connections(replace(architecture, reconstruction="convolution"))
+    assert convolutions["branch8.conv"] == ("branch8.reduce_activation", "branch8.output")
+    assert convolutions["branch8.classifier"] == ("branch8.output", None)
 
 
 class TestCommand:

@@ -18,6 +18,8 @@ MODELS = {
     "1-2": {"weight_bits": 1},
     "paper's stream of k bits": {"stream_bits": 0},
     "4-4": {"weight_bits": 4, "activation_bits": 4},
+    "convolution": {"reconstruction": "convolution", "stream_bits": 0},
+    "double convolution": {"reconstruction": "double_convolution"},
     "resnet50": {"encoder": "resnet50", "stage_channels": (8, 20, 12, 36)},
     "resnet34 with projections": {"encoder": "resnet34", "stage_channels": (64, 65, 3, 70)},
 }

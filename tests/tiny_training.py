@@ -1,7 +1,23 @@
-"""A training run small enough for tests: coloured rectangles, a network of a few channels."""
+"""A training run small enough for tests: coloured rectangles, a network of a few channels.
+
+Importing this skips a module of tests where the training code cannot run; so they have ``torch`` from here.
+"""
+
+import sys
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
+
+torch = pytest.importorskip("torch", reason="the training code needs PyTorch: see tools/requirements.txt")
+if sys.version_info < (3, 11):
+    pytest.importorskip("tomli", reason="the training code reads TOML: see tools/requirements.txt")
+
+from bitseg.architecture import Architecture  # noqa: E402 -- what needs PyTorch is imported once it is known to be there
+from tools.train.network import BitFCN  # noqa: E402
+
+MEAN = (123, 117, 104)
 
 COLOURS = {0: (120, 120, 120), 8: (230, 60, 40), 12: (40, 90, 220)}
 """Colour of the rectangles by PASCAL VOC id: background, cat, dog."""
@@ -75,3 +91,26 @@ def write_config(path, *stages):
     """Write a configuration file with the given stages."""
     path.write_text(CONFIG + "".join(stages))
     return path
+
+
+def tiny_architecture(encoder="resnet18", stream_bits=8, **changes):
+    """A network of three classes and a few channels at 2-2 bits."""
+    stages = (8, 8, 16, 16) if encoder == "resnet18" else (16, 16, 32, 32)
+    architecture = Architecture(encoder, 8, stages, (8, 8, 8, 8), ("a", "b", "c"), 2, 2, stream_bits)
+    return replace(architecture, **changes)
+
+
+def random_network(architecture, quantizer="learned", seed=0):
+    """A `BitFCN` of random weights in floating point."""
+    torch.manual_seed(seed)
+    return BitFCN(architecture, quantizer)
+
+
+def random_input(seed=0, batch=2, side=64):
+    """Network input."""
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def relative_error(found, expected):
+    """Distance between two tensors relative to the second."""
+    return float((found - expected).norm() / expected.norm())

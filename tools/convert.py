@@ -59,7 +59,7 @@ def convert(checkpoint, name=None, command="", data=None):
         "data": f"{config.dataset} train",
         "command": saved.get("command", "unknown"),
         "conversion": command,
-        "commit": _commit(),
+        "commit": current_commit(),
         "config": config.as_dict(),
         "stages": saved["results"],
     }
@@ -76,7 +76,7 @@ def _quantize_to_8_bits(network, config, data):
     network.calibrate(normalise(images, config.preprocessing))
 
 
-def _commit():
+def current_commit():
     """Commit of the checkout that this runs from, or 'unknown' outside one."""
     command = ["git", "describe", "--always", "--dirty"]
     try:

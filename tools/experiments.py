@@ -8,7 +8,6 @@ again.
 """
 
 import json
-import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from bitseg.errors import BitsegError
 from bitseg.evaluation import evaluate, scores
 from bitseg.files import write_safely
 from bitseg.segmenter import Segmenter
-from tools.convert import convert
+from tools.convert import convert, current_commit
 from tools.train.config import config_from_dict, read_toml
-from tools.train.errors import TrainingError
+from tools.train.errors import DivergenceError, TrainingError
 from tools.train.quantizers import FLOAT_BITS
 from tools.train.trainer import Trainer
 
@@ -148,9 +147,7 @@ def run_row(row, data, runs, pretrained):
     try:
         checkpoint = train_row(row, data, runs, pretrained)
         accuracy = measure_row(row, checkpoint, data)
-    except TrainingError as error:
-        if "the loss is" not in str(error):
-            raise
+    except DivergenceError as error:
         accuracy = {"miou": None, "diverged": str(error)}
     result = {
         "row": row.name,
@@ -160,7 +157,7 @@ def run_row(row, data, runs, pretrained):
         **accuracy,
         "seed": row.config.seed,
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": _commit(),
+        "commit": current_commit(),
         "experiment": row.experiment,
         "config": row.config.as_dict(),
     }
@@ -168,11 +165,6 @@ def run_row(row, data, runs, pretrained):
     with write_safely(row.result_path, TrainingError) as file:
         file.write(json.dumps(result, indent=2).encode() + b"\n")
     click.echo(f"{row.name}: mIoU {result['miou']}")
-
-
-def _commit():
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
 
 
 def markdown(rows, by_class):

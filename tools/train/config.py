@@ -148,7 +148,7 @@ def read_config(path, data=None):
         raise TrainingError(f"{path}: {error}") from None
 
 
-def read_toml(path):
+def read_toml(path, heirs=()):
     """Read a configuration file as plain data.
 
     An entry ``base`` names another file, relative to this one, whose entries hold where this one has none. Tables are
@@ -157,6 +157,8 @@ def read_toml(path):
     Parameters
     ----------
     path : path
+    heirs : tuple of Path
+        Files that have it as their base, directly or not.
 
     Returns
     -------
@@ -165,8 +167,10 @@ def read_toml(path):
     Raises
     ------
     TrainingError
-        The file or its base is missing, or no TOML.
+        The file or its base is missing, no TOML, or its own base.
     """
+    if Path(path).resolve() in heirs:
+        raise TrainingError(f"{path}: is its own base; remove the entry base from it")
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -178,7 +182,7 @@ def read_toml(path):
         return values
     if not isinstance(base, str):
         raise TrainingError(f"{path}: base must be the name of a file, not {base!r}")
-    inherited = read_toml(Path(path).parent / base)
+    inherited = read_toml(Path(path).parent / base, (*heirs, Path(path).resolve()))
     inherited.pop("experiment", None)
     for name, value in values.items():
         merges = isinstance(value, dict) and isinstance(inherited.get(name), dict)

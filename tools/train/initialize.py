@@ -25,9 +25,8 @@ def load_start(network, path, preprocessing, images):
     """Take all weights from a checkpoint or a converted model file.
 
     What `path` lacks keeps its random weights: the classifiers if the classes differ, the branches if the
-    reconstruction does; a line on stderr says so. Bits and scales come along, unless the residual stream is to have
-    other bits, or the quantisers or the reconstruction differ: then the network stays in floating point, for the first
-    stage to calibrate.
+    reconstruction does; a line on stderr says so. Bits and scales come along if all of it is there and the residual
+    stream is to have the same bits: otherwise the network stays in floating point, for the first stage to calibrate.
 
     Parameters
     ----------
@@ -48,11 +47,7 @@ def load_start(network, path, preprocessing, images):
     start, start_preprocessing = load_trained(path)
     found = {**vars(start.architecture), **vars(start_preprocessing)}
     wanted = {**vars(network.architecture), **vars(preprocessing)}
-    for entry in sorted(set(wanted) - _MAY_DIFFER):
-        if found[entry] != wanted[entry]:
-            raise TrainingError(
-                f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}"
-            )
+    require_same(path, found, wanted, sorted(set(wanted) - _MAY_DIFFER))
     own, trained = network.state_dict(), start.state_dict()
     taken = {name: trained[name] for name in own if name in trained and trained[name].shape == own[name].shape}
     if found["classes"] != wanted["classes"]:
@@ -61,10 +56,33 @@ def load_start(network, path, preprocessing, images):
     untrained = sorted({name.rpartition(".conv.")[0] for name in set(own) - set(taken) if name.endswith("conv.weight")})
     if untrained:
         print(f"{path} does not hold these layers, which begin untrained: {', '.join(untrained)}", file=sys.stderr)
-    if own.keys() == trained.keys() and found["stream_bits"] == wanted["stream_bits"]:
+    if own.keys() == trained.keys() == taken.keys() and found["stream_bits"] == wanted["stream_bits"]:
         network.set_bits(start.architecture.weight_bits, start.architecture.activation_bits)
     if _is_model(path):
         estimate_statistics(network, images)
+
+
+def require_same(path, found, wanted, entries):
+    """Make sure that what a file holds is what the configuration asks for.
+
+    Parameters
+    ----------
+    path : path
+    found, wanted : dict
+        Entries of the file's and of the run's architecture or preprocessing.
+    entries : sequence of str
+        What must agree.
+
+    Raises
+    ------
+    TrainingError
+        Something does not.
+    """
+    for entry in entries:
+        if found[entry] != wanted[entry]:
+            raise TrainingError(
+                f"{path}: its {entry} is {found[entry]!r}, but the configuration's is {wanted[entry]!r}"
+            )
 
 
 def load_trained(path):

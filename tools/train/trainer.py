@@ -18,8 +18,8 @@ from .checkpoint import read_checkpoint, save_checkpoint
 from .config import RUN_CHECKPOINT, check_continuation, config_from_dict
 from .data import Batches, batch_stream, class_weights, normalise
 from .distillation import Teacher, distillation_loss, recorded_streams
-from .errors import TrainingError
-from .initialize import load_pretrained_encoder, load_start, load_trained
+from .errors import DivergenceError, TrainingError
+from .initialize import load_pretrained_encoder, load_start, load_trained, require_same
 from .network import BitFCN
 from .prediction import predict_label_map
 from .quantizers import FLOAT_BITS
@@ -96,8 +96,10 @@ class Trainer:
 
         Raises
         ------
+        DivergenceError
+            The loss is no longer finite.
         BitsegError
-            The loss is no longer finite, a photo cannot be used, or a checkpoint cannot be written.
+            A photo cannot be used, or a checkpoint cannot be written.
         """
         while self.stage_index < len(self.config.stages):
             stage = self.config.stages[self.stage_index]
@@ -134,7 +136,8 @@ class Trainer:
         )
 
     def _load_teacher(self):
-        network, _ = load_trained(self.teacher_path)
+        network, preprocessing = load_trained(self.teacher_path)
+        require_same(self.teacher_path, vars(preprocessing), vars(self.config.preprocessing), ("mean", "scale"))
         self.teacher = Teacher(network.to(memory_format=torch.channels_last))
         self.teacher.check(self.network)
 
@@ -188,7 +191,7 @@ class Trainer:
             loss = loss + stage.distillation * distillation_loss(predicted, streams, *taught)
         value = distributed.mean(loss)
         if not math.isfinite(value):
-            raise TrainingError(
+            raise DivergenceError(
                 f"the loss is {value} at iteration {self.iteration} of stage '{stage.name}': begin it again with "
                 "lower learning rates"
             )
