@@ -23,7 +23,7 @@ def load(model=DEFAULT_MODEL, threads=None, kernel="auto"):
         Name of an installed model, or path of an ``.h5`` file.
     threads : int or None
         Threads to use; None: one for each processor this process may use.
-    kernel : {"auto", "popcount", "lookup"}
+    kernel : {"auto", "popcount", "lookup", "dot"}
         How convolutions are computed; auto takes what is fastest on this CPU. The masks are the same.
 
     Returns
@@ -47,7 +47,7 @@ class Segmenter:
     ----------
     model : bitseg.model_file.Model
     threads : int or None
-    kernel : {"auto", "popcount", "lookup"}
+    kernel : {"auto", "popcount", "lookup", "dot"}
         As for `load`.
 
     Raises

@@ -1,4 +1,4 @@
-"""Activation codes as bit-planes, one row at a time: round, split into bits, pack 64 channels to a word."""
+"""Activation codes as bit-planes: split into bits, 64 channels to a word."""
 
 from collections import namedtuple
 
@@ -14,6 +14,9 @@ words : tuple of uint64 arrays, one for each bit, shape (height + 2 margin, widt
 sums : int32, shape (height + 2 margin, width + 2 margin).
     Sum of the codes of a pixel's channels.
 """
+
+MOST_BITS_BY_STEPS = 3
+"""Up to so many bits a code is found by comparing its value with the ``2**bits - 1`` steps at which it changes."""
 
 
 @kernel

@@ -6,6 +6,7 @@ Every expression is written in the order of its NumPy twin and rounded step by s
 import numpy as np
 
 from .jit import kernel
+from .sharing import next_row, take_row
 
 EXP_LOWEST = np.float32(-87.0)
 LOG2_E = np.float32(1.4426950408889634)
@@ -43,12 +44,13 @@ def _power_of_two(exponent):
 
 
 @kernel
-def upsample2x_rows(coarse, y0, y1, fine):
-    """Rows y0 to y1 of bilinear upsampling by two, float32 (classes, height, width); edges are repeated."""
+def upsample2x_rows(coarse, share, fine):
+    """Bilinear upsampling by two, float32 (classes, height, width); edges are repeated."""
     classes, height, width = coarse.shape
     row = np.empty(width, np.float32)
     near, far = np.float32(0.75), np.float32(0.25)
-    for y in range(y0, y1):
+    y = take_row(share)
+    while y < share.height:
         centre = y // 2
         other = min(max(centre + (1 if y % 2 else -1), 0), height - 1)
         for c in range(classes):
@@ -57,19 +59,22 @@ def upsample2x_rows(coarse, y0, y1, fine):
             for x in range(width):
                 fine[c, y, 2 * x] = near * row[x] + far * row[max(x - 1, 0)]
                 fine[c, y, 2 * x + 1] = near * row[x] + far * row[min(x + 1, width - 1)]
+        y = next_row(share, y)
 
 
 @kernel
-def softmax_rows(scores, y0, y1, probabilities):
-    """Rows y0 to y1 of the softmax over classes, float32 (classes, height, width); sums run in class order."""
+def softmax_rows(scores, share, probabilities):
+    """Softmax over classes, float32 (classes, height, width); sums run in class order."""
     classes, _, width = scores.shape
     largest, total = np.empty(width, np.float32), np.empty(width, np.float32)
-    for y in range(y0, y1):
-        largest[:] = scores[0, y]
+    y = take_row(share)
+    while y < share.height:
+        _copy(scores[0, y], largest)
         for c in range(1, classes):
             for x in range(width):
                 largest[x] = max(largest[x], scores[c, y, x])
-        total[:] = np.float32(0)
+        for x in range(width):
+            total[x] = 0
         for c in range(classes):
             for x in range(width):
                 value = _exp(scores[c, y, x] - largest[x])
@@ -78,11 +83,12 @@ def softmax_rows(scores, y0, y1, probabilities):
         for c in range(classes):
             for x in range(width):
                 probabilities[c, y, x] /= total[x]
+        y = next_row(share, y)
 
 
 @kernel
-def refine_rows(scores, probabilities, branch, radius, y0, y1, refined):
-    """Rows y0 to y1 of ``scores + gate * branch``; the gate is dilation minus erosion in a window of 2 radius + 1."""
+def refine_rows(scores, probabilities, branch, radius, share, refined):
+    """``scores + gate * branch``; the gate is dilation minus erosion in a window of 2 radius + 1."""
     classes, height, width = scores.shape
     # Extremes of the columns, with a border that never wins, and of the windows. Slices, because an index that might
     # be negative keeps LLVM from using vectors.
@@ -90,20 +96,29 @@ def refine_rows(scores, probabilities, branch, radius, y0, y1, refined):
     column_low = np.full(width + 2 * radius, np.inf, np.float32)
     inner_high, inner_low = column_high[radius : radius + width], column_low[radius : radius + width]
     high, low = np.empty(width, np.float32), np.empty(width, np.float32)
-    for y in range(y0, y1):
+    y = take_row(share)
+    while y < share.height:
         top, bottom = max(y - radius, 0), min(y + radius + 1, height)
         for c in range(classes):
-            inner_high[:] = probabilities[c, top]
-            inner_low[:] = probabilities[c, top]
+            _copy(probabilities[c, top], inner_high)
+            _copy(probabilities[c, top], inner_low)
             for row in range(top + 1, bottom):
                 _extend(inner_high, inner_low, probabilities[c, row], probabilities[c, row])
-            high[:] = column_high[:width]
-            low[:] = column_low[:width]
+            _copy(column_high[:width], high)
+            _copy(column_low[:width], low)
             for shift in range(1, 2 * radius + 1):
                 _extend(high, low, column_high[shift : shift + width], column_low[shift : shift + width])
             coarse, fine, result = scores[c, y], branch[c, y], refined[c, y]
             for x in range(width):
                 result[x] = coarse[x] + (high[x] - low[x]) * fine[x]
+        y = next_row(share, y)
+
+
+@kernel
+def _copy(row, result):
+    """Copy a float32 row; assignment to a slice would take seconds to compile."""
+    for x in range(len(result)):
+        result[x] = row[x]
 
 
 @kernel
@@ -125,8 +140,8 @@ def _stretch_row(scores, y, columns, result):
 
 
 @kernel
-def label_rows(scores, rows, columns, y0, y1, labels):
-    """Rows y0 to y1 of the label map: bilinear upsampling of the scores and arg-max, two score rows in memory.
+def label_rows(scores, rows, columns, share, labels):
+    """Label map: bilinear upsampling of the scores and arg-max, two score rows in memory.
 
     rows, columns : tuples (first index int32, second index int32, weight of the second float32), one per pixel.
     """
@@ -135,7 +150,8 @@ def label_rows(scores, rows, columns, y0, y1, labels):
     above, below = np.empty((classes, width), np.float32), np.empty((classes, width), np.float32)
     best, best_class = np.empty(width, np.float32), np.empty(width, np.int32)
     above_row, below_row = -1, -1
-    for y in range(y0, y1):
+    y = take_row(share)
+    while y < share.height:
         if second_row[y] != below_row:
             if first_row[y] == below_row:
                 above, below = below, above
@@ -159,3 +175,4 @@ def label_rows(scores, rows, columns, y0, y1, labels):
                     best_class[x] = c
         for x in range(width):
             labels[y, x] = best_class[x]
+        y = next_row(share, y)

@@ -1,0 +1,143 @@
+"""A network as a list of steps on buffers of its own, made once for an input size and run for every image of it."""
+
+import os
+import time
+from collections import namedtuple
+
+import numpy as np
+
+from ..kernels.sharing import COUNTERS, Share, is_finished
+
+NANOSECONDS_WORTH_A_THREAD = 20_000
+"""Rows are taken by about this much work at a time: taking part in a step costs a thread a few microseconds."""
+
+PARTS_OF_A_THREAD = 3
+"""Into so many parts for each thread is a step divided at most, so that a thread that is slower or late gets fewer."""
+
+Step = namedtuple("Step", "kernel inputs height nanoseconds outputs")
+"""One call of a kernel: ``kernel(*inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work."""
+
+_give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+
+class Plan:
+    """Steps that are run one after the other, each by all threads together.
+
+    Every thread goes through all of the steps: in each it takes rows until none is left, then waits for the others
+    at the next one. None is needed: whoever does not come, because all processors are busy or because the process is
+    the child of a fork, leaves its rows to the others. A plan may be run by one caller at a time.
+
+    Parameters
+    ----------
+    steps : list of Step
+    threads : int
+        Threads that the rows are divided for.
+    image : ndarray or None
+        Buffer for the input, which `steps` read.
+
+    Attributes
+    ----------
+    image : ndarray or None
+    result : tuple
+        Outputs of the last step.
+    most_helpers : int
+        Threads beside the caller's that could find any work.
+    """
+
+    def __init__(self, steps, threads, image=None):
+        steps = _with_shared_buffers(steps)
+        self.image, self.result = image, steps[-1].outputs
+        self._counters = np.zeros((len(steps), COUNTERS), np.int64)
+        rows = [_rows_at_a_time(step, threads) for step in steps]
+        self._shares = [
+            Share(self._counters, number, step.height, taken)
+            for number, (step, taken) in enumerate(zip(steps, rows, strict=True))
+        ]
+        self._calls = [
+            (step.kernel, (*step.inputs, share, *step.outputs)) for step, share in zip(steps, self._shares, strict=True)
+        ]
+        self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
+        self._over, self._failure = False, None
+
+    def run(self, pool, times=None):
+        """Run all steps, with the help of threads of a pool.
+
+        Parameters
+        ----------
+        pool : concurrent.futures.Executor or None
+            Needed where `most_helpers` is above 0.
+        times : list or None
+            Receives the time, of `time.perf_counter`, at which each step was finished.
+        """
+        self._counters[:] = 0
+        self._over = False
+        helpers = [pool.submit(self._work) for _ in range(self.most_helpers)]
+        self._work(times)
+        self._over = True
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+
+    def _work(self, times=None):
+        try:
+            for (kernel, arguments), share in zip(self._calls, self._shares, strict=True):
+                if self._over:
+                    break
+                kernel(*arguments)
+                while not is_finished(share):
+                    if self._failure:
+                        raise RuntimeError("another thread failed") from self._failure
+                    _give_way()
+                if times is not None:
+                    times.append(time.perf_counter())
+        except BaseException as failure:
+            # Nobody may wait for the rows that this thread had taken.
+            self._failure = failure
+            raise
+
+
+def _rows_at_a_time(step, threads):
+    if threads == 1:
+        return step.height
+    parts = min(threads * PARTS_OF_A_THREAD, step.nanoseconds // NANOSECONDS_WORTH_A_THREAD, step.height)
+    return -(-step.height // max(1, int(parts)))
+
+
+def _with_shared_buffers(steps):
+    """The same steps, with one buffer in place of several of a shape that are never needed at the same time.
+
+    Only of the same shape: the border of bit-planes stays zero, whichever of them is in the buffer.
+    """
+    last_use = {
+        id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
+    }
+    buffers, free, shared = {}, {}, []
+    for number, step in enumerate(steps):
+        for array in _arrays(step.outputs):
+            if id(array) not in buffers:
+                idle = free.get((array.shape, array.dtype))
+                buffers[id(array)] = idle.pop() if idle else array
+        shared.append(step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers)))
+        for array in {id(array): array for array in _arrays((step.inputs, step.outputs))}.values():
+            if id(array) in buffers and last_use[id(array)] == number:
+                free.setdefault((array.shape, array.dtype), []).append(buffers[id(array)])
+    return shared
+
+
+def _arrays(value):
+    """All arrays in nested tuples."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _arrays(item)
+
+
+def _replaced(value, arrays):
+    """Nested tuples with other arrays for those whose id is a key."""
+    if isinstance(value, np.ndarray):
+        return arrays.get(id(value), value)
+    if isinstance(value, tuple):
+        items = [_replaced(item, arrays) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
