@@ -89,8 +89,8 @@ def scale(sums, position, center, filters, channel):
 @kernel
 def round_to_codes(value, largest):
     """``rint(clip(value, 0, largest))`` of 16 float32 values, as uint8."""
-    value = simd.clip(value, simd.broadcast_f32x16(np.float32(0)), simd.broadcast_f32x16(largest))
-    return simd.round_to_u8x16(value)
+    value = simd.maximum(value, simd.broadcast_f32x16(np.float32(0)))
+    return simd.round_to_u8x16(simd.minimum(value, simd.broadcast_f32x16(largest)))
 
 
 @kernel
@@ -223,7 +223,7 @@ def convolve_to_scores(planes, filters, share, scores):
     channels = filters.multiplier.size
     sums = _scratch(channels, width)
     space = workspace(planes, filters)
-    values = np.empty(channels, np.float32)
+    values = np.empty((len(sums), -(-classes // 16) * 16), np.float32)
     y = take_row(share)
     while y < share.height:
         begin_row(planes, filters, space, y)
@@ -233,7 +233,10 @@ def convolve_to_scores(planes, filters, share, scores):
             for x in range(x0, x1):
                 center = _center(planes, filters, y, x)
                 for o in range(0, classes, 16):
-                    simd.store(values, o, scale(sums, (x - x0) * channels + o, center, filters, o))
-                for c in range(classes):
-                    scores[c, y, x] = values[c]
+                    value = scale(sums, (x - x0) * channels + o, center, filters, o)
+                    simd.store(values, (x - x0) * values.shape[1] + o, value)
+            # Class by class: the same place in all classes would be the same few lines of the cache.
+            for c in range(classes):
+                for x in range(x0, x1):
+                    scores[c, y, x] = values[x - x0, c]
         y = next_row(share, y)

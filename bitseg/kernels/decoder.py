@@ -5,6 +5,7 @@ Every expression is written in the order of its NumPy twin and rounded step by s
 
 import numpy as np
 
+from . import simd
 from .jit import kernel
 from .sharing import next_row, take_row
 
@@ -69,7 +70,8 @@ def softmax_rows(scores, share, probabilities):
     largest, total = np.empty(width, np.float32), np.empty(width, np.float32)
     y = take_row(share)
     while y < share.height:
-        _copy(scores[0, y], largest)
+        for x in range(width):
+            largest[x] = scores[0, y, x]
         for c in range(1, classes):
             for x in range(width):
                 largest[x] = max(largest[x], scores[c, y, x])
@@ -88,55 +90,56 @@ def softmax_rows(scores, share, probabilities):
 
 @kernel
 def refine_rows(scores, probabilities, branch, radius, share, refined):
-    """``scores + gate * branch``; the gate is dilation minus erosion in a window of 2 radius + 1."""
+    """``scores + gate * branch``; the gate is dilation minus erosion in a window of 2 radius + 1.
+
+    probabilities : float32 as `scores`, and 15 spare values behind: vectors are read past the end of a row.
+    """
     classes, height, width = scores.shape
-    # Extremes of the columns, with a border that never wins, and of the windows. Slices, because an index that might
-    # be negative keeps LLVM from using vectors.
-    column_high = np.full(width + 2 * radius, -np.inf, np.float32)
-    column_low = np.full(width + 2 * radius, np.inf, np.float32)
-    inner_high, inner_low = column_high[radius : radius + width], column_low[radius : radius + width]
-    high, low = np.empty(width, np.float32), np.empty(width, np.float32)
+    # Extremes of the columns, with a border that never wins.
+    column_high = np.full(width + 2 * radius + 32, -np.inf, np.float32)
+    column_low = np.full(width + 2 * radius + 32, np.inf, np.float32)
+    gate = np.empty(width + 16, np.float32)
     y = take_row(share)
     while y < share.height:
         top, bottom = max(y - radius, 0), min(y + radius + 1, height)
         for c in range(classes):
-            _copy(probabilities[c, top], inner_high)
-            _copy(probabilities[c, top], inner_low)
-            for row in range(top + 1, bottom):
-                _extend(inner_high, inner_low, probabilities[c, row], probabilities[c, row])
-            _copy(column_high[:width], high)
-            _copy(column_low[:width], low)
-            for shift in range(1, 2 * radius + 1):
-                _extend(high, low, column_high[shift : shift + width], column_low[shift : shift + width])
+            for x in range(0, width, 16):
+                high = simd.load_f32x16(probabilities, (c * height + top) * width + x)
+                low = high
+                for row in range(top + 1, bottom):
+                    other = simd.load_f32x16(probabilities, (c * height + row) * width + x)
+                    high, low = simd.maximum(high, other), simd.minimum(low, other)
+                simd.store(column_high, radius + x, high)
+                simd.store(column_low, radius + x, low)
+            for x in range(radius + width, 2 * radius + width):
+                column_high[x], column_low[x] = -np.inf, np.inf
+            for x in range(0, width, 16):
+                high, low = simd.load_f32x16(column_high, x), simd.load_f32x16(column_low, x)
+                for shift in range(1, 2 * radius + 1):
+                    high = simd.maximum(high, simd.load_f32x16(column_high, x + shift))
+                    low = simd.minimum(low, simd.load_f32x16(column_low, x + shift))
+                simd.store(gate, x, simd.subtract_float(high, low))
             coarse, fine, result = scores[c, y], branch[c, y], refined[c, y]
             for x in range(width):
-                result[x] = coarse[x] + (high[x] - low[x]) * fine[x]
+                result[x] = coarse[x] + gate[x] * fine[x]
         y = next_row(share, y)
 
 
 @kernel
-def _copy(row, result):
-    """Copy a float32 row; assignment to a slice would take seconds to compile."""
-    for x in range(len(result)):
-        result[x] = row[x]
-
-
-@kernel
-def _extend(high, low, more_high, more_low):
-    """Widen running extremes by those of other pixels; float32 rows."""
-    for x in range(len(high)):
-        high[x] = max(high[x], more_high[x])
-        low[x] = min(low[x], more_low[x])
-
-
-@kernel
 def _stretch_row(scores, y, columns, result):
-    """Row `y` of all classes, brought to the width of the result: float32 (classes, width)."""
+    """Row `y` of all classes, brought to the width of the result: float32 (classes, at least width)."""
     first, second, weight = columns
     one = np.float32(1)
     for c in range(result.shape[0]):
-        for x in range(result.shape[1]):
+        for x in range(len(first)):
             result[c, x] = scores[c, y, first[x]] * (one - weight[x]) + scores[c, y, second[x]] * weight[x]
+
+
+@kernel
+def _between(above, below, position, near, far):
+    """``above * near + below * far`` of 16 values."""
+    value = simd.multiply_float(simd.load_f32x16(above, position), near)
+    return simd.add_float(value, simd.multiply_float(simd.load_f32x16(below, position), far))
 
 
 @kernel
@@ -147,8 +150,9 @@ def label_rows(scores, rows, columns, share, labels):
     """
     classes, width = scores.shape[0], labels.shape[1]
     first_row, second_row, row_weight = rows
-    above, below = np.empty((classes, width), np.float32), np.empty((classes, width), np.float32)
-    best, best_class = np.empty(width, np.float32), np.empty(width, np.int32)
+    # Whole vectors: what lies past the last pixel is computed and dropped.
+    above = np.zeros((classes, -(-width // 16) * 16), np.float32)
+    below, row_labels = np.zeros_like(above), np.empty(above.shape[1], np.uint8)
     above_row, below_row = -1, -1
     y = take_row(share)
     while y < share.height:
@@ -162,17 +166,16 @@ def label_rows(scores, rows, columns, share, labels):
         elif first_row[y] != above_row:
             _stretch_row(scores, first_row[y], columns, above)
             above_row = first_row[y]
-        far = row_weight[y]
-        near = np.float32(1) - far
+        near = simd.broadcast_f32x16(np.float32(1) - row_weight[y])
+        far = simd.broadcast_f32x16(row_weight[y])
+        for x in range(0, width, 16):
+            best, best_class = _between(above, below, x, near, far), simd.broadcast_i32x16(np.int32(0))
+            for c in range(1, classes):
+                value = _between(above, below, c * above.shape[1] + x, near, far)
+                number = simd.broadcast_i32x16(np.int32(c))
+                best_class = simd.select_greater(value, best, number, best_class)
+                best = simd.maximum(value, best)
+            simd.store(row_labels, x, simd.i32x16_to_u8x16(best_class))
         for x in range(width):
-            best[x] = above[0, x] * near + below[0, x] * far
-            best_class[x] = 0
-        for c in range(1, classes):
-            for x in range(width):
-                value = above[c, x] * near + below[c, x] * far
-                if value > best[x]:
-                    best[x] = value
-                    best_class[x] = c
-        for x in range(width):
-            labels[y, x] = best_class[x]
+            labels[y, x] = row_labels[x]
         y = next_row(share, y)

@@ -124,6 +124,7 @@ def _binary(instruction):
 add = _binary("add")
 subtract = _binary("sub")
 add_float = _binary("fadd")
+subtract_float = _binary("fsub")
 multiply_float = _binary("fmul")
 
 
@@ -140,6 +141,7 @@ def _convert(instruction, target):
 
 i32x16_to_f32x16 = _convert("sitofp", f32x16)
 u8x16_to_i32x16 = _convert("zext", i32x16)
+i32x16_to_u8x16 = _convert("trunc", u8x16)
 
 
 @intrinsic
@@ -152,18 +154,6 @@ def round_to_u8x16(typing_context, a):
         return builder.trunc(builder.bitcast(shifted, i32x16.llvm), u8x16.llvm)
 
     return u8x16(a), code
-
-
-@intrinsic
-def clip(typing_context, a, low, high):
-    """Lane by lane ``min(max(a, low), high)`` of float32 vectors without NaN."""
-
-    def code(context, builder, signature, values):
-        value, low, high = values
-        value = builder.select(builder.fcmp_ordered(">", value, low), value, low)
-        return builder.select(builder.fcmp_ordered("<", value, high), value, high)
-
-    return a(a, low, high), code
 
 
 def _words(arrays):
@@ -308,14 +298,33 @@ def store_bits(typing_context, arrays, offset, codes):
     return types.int64(arrays, types.intp, codes), code
 
 
+def _extreme(sign):
+    @intrinsic
+    def extreme(typing_context, a, b):
+        def code(context, builder, signature, values):
+            is_float = isinstance(signature.args[0].element, ir.FloatType)
+            compare = builder.fcmp_ordered if is_float else builder.icmp_unsigned
+            return builder.select(compare(sign, *values), *values)
+
+        return a(a, b), code
+
+    return extreme
+
+
+# Lane by lane, of unsigned vectors or of float32 vectors without NaN.
+maximum = _extreme(">")
+minimum = _extreme("<")
+
+
 @intrinsic
-def maximum_u8(typing_context, a, b):
-    """Lane by lane maximum of unsigned vectors."""
+def select_greater(typing_context, a, b, where, elsewhere):
+    """Lane by lane `where` if ``a > b``, of float32 vectors, and `elsewhere` if not."""
 
     def code(context, builder, signature, values):
-        return builder.select(builder.icmp_unsigned(">", *values), *values)
+        a, b, where, elsewhere = values
+        return builder.select(builder.fcmp_ordered(">", a, b), where, elsewhere)
 
-    return a(a, b), code
+    return where(a, b, where, elsewhere), code
 
 
 def _has(feature):

@@ -54,7 +54,7 @@ def stem_rows(image, filters, rounding, share, stream, result):
                 for i in range(2 * y, end):
                     for j in range(2 * x, min(2 * x + 3, 2 * width)):
                         place = (i % 3 * 2 * width + j) * channels + c
-                        largest = simd.maximum_u8(largest, simd.load_u8x64(codes, place))
+                        largest = simd.maximum(largest, simd.load_u8x64(codes, place))
                 simd.store(stream, (y * width + x) * channels + c, largest)
         pack_stream(stream, rounding, rounding.steps, result, y, 0, width)
         y = next_row(share, y)

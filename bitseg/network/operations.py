@@ -3,6 +3,7 @@
 The maths of each operation is its namesake in `reference.py`.
 """
 
+import math
 import os
 import threading
 from collections import namedtuple
@@ -140,8 +141,8 @@ class Operations:
         padding = convolution.padding
         height, width = image.shape[0] // 2, image.shape[1] // 2
         rows, columns = image.shape[0] + 2 * padding, image.shape[1] + 2 * padding
-        # A group more than there is: windows are read in whole groups.
-        bordered = np.empty(rows * columns * 3 + dot.GROUP, dot.CODE)[: rows * columns * 3].reshape(rows, -1)
+        # Windows are read in whole groups.
+        bordered = _with_spare((rows, columns * 3), dot.CODE, dot.GROUP)
         self._step(rows * columns, rows, stem.border_rows, (image, padding, tuple(mean)), (bordered,))
         stream = np.empty((height // 2, width // 2, len(layer.filters.multiplier)), np.uint8)
         planes = bit_planes(height // 2, width // 2, convolution.out_channels, rounding.activation_bits)
@@ -183,7 +184,7 @@ class Operations:
     def refine(self, scores, branch, radius):
         if scores.shape != branch.shape:
             raise ValueError(f"scores of shape {scores.shape}, but a branch of shape {branch.shape}")
-        probabilities = np.empty_like(scores)
+        probabilities = _with_spare(scores.shape, np.float32, 15)
         height = scores.shape[1]
         self._step(2 * scores.size, height, decoder.softmax_rows, (scores,), (probabilities,))
         refined = np.empty_like(scores)
@@ -247,6 +248,12 @@ class Operations:
             self._pool = ThreadPoolExecutor(self.threads - 1, "bitseg")
             self._pool_process = os.getpid()
         return self._pool
+
+
+def _with_spare(shape, dtype, spare):
+    """An empty array with that many values of memory behind its last one, which vectors may reach into."""
+    size = math.prod(shape)
+    return np.empty(size + spare, dtype)[:size].reshape(shape)
 
 
 def _nanoseconds(pixels, layer):

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 
 import numpy as np
 
@@ -104,24 +104,29 @@ def _rows_at_a_time(step, threads):
 
 
 def _with_shared_buffers(steps):
-    """The same steps, with one buffer in place of several of a shape that are never needed at the same time.
+    """The same steps, with one buffer in place of several of a kind that are never needed at the same time.
 
     Only of the same shape: the border of bit-planes stays zero, whichever of them is in the buffer.
     """
     last_use = {
         id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
     }
-    buffers, free, shared = {}, {}, []
+    buffers, idle, shared = {}, defaultdict(list), []
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
             if id(array) not in buffers:
-                idle = free.get((array.shape, array.dtype))
-                buffers[id(array)] = idle.pop() if idle else array
+                alike = idle[_kind(array)]
+                buffers[id(array)] = alike.pop() if alike else array
         shared.append(step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers)))
         for array in {id(array): array for array in _arrays((step.inputs, step.outputs))}.values():
             if id(array) in buffers and last_use[id(array)] == number:
-                free.setdefault((array.shape, array.dtype), []).append(buffers[id(array)])
+                idle[_kind(array)].append(buffers[id(array)])
     return shared
+
+
+def _kind(array):
+    """What arrays that can stand for each other have in common; some have spare memory behind their last value."""
+    return array.shape, array.dtype, array.size if array.base is None else array.base.size
 
 
 def _arrays(value):
