@@ -3,6 +3,7 @@
 Nobody is told to take part. A thread that comes late, or never, leaves more rows to the others.
 """
 
+import os
 from collections import namedtuple
 
 from llvmlite import ir
@@ -11,7 +12,7 @@ from numba.extending import intrinsic
 
 from .jit import kernel
 
-Share = namedtuple("Share", "counters step height rows")
+Share = namedtuple("Share", "counters step height rows before")
 """How a step is shared out.
 
 counters : int64, shape (steps, COUNTERS)
@@ -21,12 +22,22 @@ height : int
     Rows of the step.
 rows : int
     How many a thread takes at a time.
+before : int
+    Rows of the step before, which must be finished; 0 for the first step.
 """
 
 TAKEN, FINISHED, COUNTERS = 0, 8, 16
 
 LOOKS = 20_000
 """Looks at a counter before the processor is given to somebody else: some 10 microseconds."""
+
+if hasattr(os, "sched_yield"):
+    _give_way = types.ExternalFunction("sched_yield", types.int32())
+else:
+
+    @kernel
+    def _give_way():
+        """The system takes the processor away by itself, if later."""
 
 
 def _place(context, builder, array_type, array, row, column):
@@ -56,8 +67,20 @@ def _read(typing_context, counters, row, column):
 
 
 @kernel
+def wait_for(counters, step, height):
+    """Return when that many rows of a step are finished."""
+    looks = 0
+    while _read(counters, step, FINISHED) < height:
+        looks += 1
+        if looks % LOOKS == 0:
+            _give_way()
+
+
+@kernel
 def take_row(share):
-    """The first row for this thread, or the height of the step: none is left."""
+    """The first row for this thread, once the step before is finished; the height of the step if none is left."""
+    if share.before:
+        wait_for(share.counters, share.step - 1, share.before)
     return min(_add(share.counters, share.step, TAKEN, share.rows), share.height)
 
 
@@ -67,13 +90,4 @@ def next_row(share, y):
     if (y + 1) % share.rows and y + 1 < share.height:
         return y + 1
     _add(share.counters, share.step, FINISHED, y % share.rows + 1)
-    return take_row(share)
-
-
-@kernel
-def is_finished(share):
-    """Whether all rows of a step are finished; waits for a few microseconds at most."""
-    for _ in range(LOOKS):
-        if _read(share.counters, share.step, FINISHED) == share.height:
-            return True
-    return False
+    return min(_add(share.counters, share.step, TAKEN, share.rows), share.height)

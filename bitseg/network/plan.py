@@ -1,12 +1,11 @@
 """A network as a list of steps on buffers of its own, made once for an input size and run for every image of it."""
 
-import os
 import time
 from collections import defaultdict, namedtuple
 
 import numpy as np
 
-from ..kernels.sharing import COUNTERS, Share, is_finished
+from ..kernels.sharing import COUNTERS, Share, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 20_000
 """Rows are taken by about this much work at a time: taking part in a step costs a thread a few microseconds."""
@@ -16,8 +15,6 @@ PARTS_OF_A_THREAD = 3
 
 Step = namedtuple("Step", "kernel inputs height nanoseconds outputs")
 """One call of a kernel: ``kernel(*inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work."""
-
-_give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 class Plan:
@@ -49,15 +46,14 @@ class Plan:
         self.image, self.result = image, steps[-1].outputs
         self._counters = np.zeros((len(steps), COUNTERS), np.int64)
         rows = [_rows_at_a_time(step, threads) for step in steps]
-        self._shares = [
-            Share(self._counters, number, step.height, taken)
-            for number, (step, taken) in enumerate(zip(steps, rows, strict=True))
-        ]
+        heights = [0, *(step.height for step in steps)]
+        self._height = heights[-1]
         self._calls = [
-            (step.kernel, (*step.inputs, share, *step.outputs)) for step, share in zip(steps, self._shares, strict=True)
+            (step.kernel, (*step.inputs, Share(self._counters, number, step.height, taken, before), *step.outputs))
+            for number, (step, taken, before) in enumerate(zip(steps, rows, heights))
         ]
         self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
-        self._over, self._failure = False, None
+        self._over = False
 
     def run(self, pool, times=None):
         """Run all steps, with the help of threads of a pool.
@@ -67,7 +63,7 @@ class Plan:
         pool : concurrent.futures.Executor or None
             Needed where `most_helpers` is above 0.
         times : list or None
-            Receives the time, of `time.perf_counter`, at which each step was finished.
+            Receives the time, of `time.perf_counter`, at which no row was left in each step.
         """
         self._counters[:] = 0
         self._over = False
@@ -80,19 +76,16 @@ class Plan:
 
     def _work(self, times=None):
         try:
-            for (kernel, arguments), share in zip(self._calls, self._shares, strict=True):
+            for kernel, arguments in self._calls:
                 if self._over:
-                    break
+                    return
                 kernel(*arguments)
-                while not is_finished(share):
-                    if self._failure:
-                        raise RuntimeError("another thread failed") from self._failure
-                    _give_way()
                 if times is not None:
                     times.append(time.perf_counter())
-        except BaseException as failure:
-            # Nobody may wait for the rows that this thread had taken.
-            self._failure = failure
+            wait_for(self._counters, len(self._calls) - 1, self._height)
+        except BaseException:
+            # Nobody shall wait for the rows that this thread had taken: every step counts as finished.
+            self._counters[:] = np.iinfo(np.int64).max // 2
             raise
 
 
