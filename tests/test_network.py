@@ -12,7 +12,7 @@ from bitseg.kernels.sharing import next_row
 from bitseg.network.graph import Network
 from bitseg.network.layout import unpack_bit_planes
 from bitseg.network.operations import Operations
-from bitseg.network.plan import Plan, Step, _with_shared_buffers
+from bitseg.network.plan import Plan, Step, with_shared_memory
 from bitseg.network.reference import ReferenceOperations
 from bitseg.presets import preset_model
 
@@ -123,14 +123,14 @@ def test_a_forked_process_segments_too():
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_maps_that_are_not_needed_together_share_a_buffer():
-    maps = [np.zeros((2, 3), np.uint8) for _ in range(5)]
-    steps = [Step(str, (maps[i],), 2, 1, (maps[i + 1],)) for i in range(4)]
-    shared = _with_shared_buffers(steps)
-    buffers = [step.outputs[0] for step in shared]
-    assert buffers[0] is maps[1] and buffers[1] is maps[2]
-    assert buffers[2] is maps[1] and buffers[3] is maps[2]
-    assert [step.inputs[0] is buffer for step, buffer in zip(shared[1:], buffers)] == [True] * 3
+def test_maps_that_are_not_needed_together_share_memory():
+    maps = [np.zeros(size, np.uint8) for size in (100, 300, 200, 100, 50)]
+    steps = [Step(str, (maps[i],), 1, 1, (maps[i + 1],)) for i in range(4)]
+    shared = with_shared_memory(steps)
+    first, second, third, fourth = (step.outputs[0] for step in shared)
+    assert [step.inputs[0] is buffer for step, buffer in zip(shared[1:], (first, second, third))] == [True] * 3
+    assert np.shares_memory(first, third) and not np.shares_memory(third, fourth)
+    assert not np.shares_memory(first, second) and not np.shares_memory(second, third)
 
 
 def test_an_error_in_one_thread_ends_the_others_and_is_raised():

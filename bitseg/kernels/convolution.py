@@ -11,7 +11,7 @@ import numpy as np
 from numba.extending import overload
 
 from . import dot, lookup, popcount, simd
-from .bitplanes import pack_pixels
+from .bitplanes import clear_border, pack_pixels
 from .jit import kernel
 from .sharing import next_row, take_row
 
@@ -115,6 +115,7 @@ def convolve_to_planes(planes, filters, steps, largest, share, width, result):
     y = take_row(share)
     while y < share.height:
         begin_row(planes, filters, space, y)
+        clear_border(result, y)
         for x0 in range(0, width, len(sums)):
             x1 = min(x0 + len(sums), width)
             convolve_pixels(planes, filters, space, y, x0, x1, sums)
@@ -167,6 +168,7 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
         begin_row(planes, filters, space, y)
         if projection is not None:
             begin_row(block_planes, block_filters, block_space, y)
+        clear_border(result, y)
         for x0 in range(0, width, len(sums)):
             x1 = min(x0 + len(sums), width)
             convolve_pixels(planes, filters, space, y, x0, x1, sums)

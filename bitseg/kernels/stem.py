@@ -3,6 +3,7 @@
 import numpy as np
 
 from . import dot, simd
+from .bitplanes import clear_border
 from .convolution import SUMS_IN_CACHE, pack_stream, round_to_codes, scale
 from .jit import kernel
 from .sharing import next_row, take_row
@@ -56,6 +57,7 @@ def stem_rows(image, filters, rounding, share, stream, result):
                         place = (i % 3 * 2 * width + j) * channels + c
                         largest = simd.maximum(largest, simd.load_u8x64(codes, place))
                 simd.store(stream, (y * width + x) * channels + c, largest)
+        clear_border(result, y)
         pack_stream(stream, rounding, rounding.steps, result, y, 0, width)
         y = next_row(share, y)
 

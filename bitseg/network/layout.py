@@ -69,7 +69,7 @@ def select_kernel(convolution, name="auto"):
 
 
 def bit_planes(height, width, channels, bits, margin=1):
-    """Empty `kernels.bitplanes.Planes` for a feature map; the border stays zero.
+    """Empty `kernels.bitplanes.Planes` for a feature map.
 
     Parameters
     ----------
@@ -84,8 +84,8 @@ def bit_planes(height, width, channels, bits, margin=1):
     Planes
     """
     rows, columns = height + 2 * margin, width + 2 * margin
-    words = np.zeros((bits, rows, columns, -(-channels // WORD)), np.uint64)
-    return bitplanes.Planes(tuple(words), np.zeros((rows, columns), np.int32), margin)
+    words = tuple(np.zeros((rows, columns, -(-channels // WORD)), np.uint64) for _ in range(bits))
+    return bitplanes.Planes(words, np.zeros((rows, columns), np.int32), margin)
 
 
 def pack_bit_planes(codes, bits, margin=1):

@@ -23,7 +23,7 @@ from .layout import (
     sum_steps,
     with_rising_results,
 )
-from .plan import Plan, Step
+from .plan import Plan, Step, with_shared_memory
 from .reference import interpolation
 
 Layer = namedtuple("Layer", "convolution filters steps")
@@ -98,7 +98,7 @@ class Operations:
             function(image, *arguments)
         finally:
             del self._planning.steps
-        return Plan(steps, self.threads, image)
+        return Plan(with_shared_memory(steps), self.threads, image)
 
     def execute(self, plan, image, times=None):
         """Run a plan on an image; a copy of its result. Arguments as for `plan.Plan.run`."""

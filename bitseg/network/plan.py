@@ -1,7 +1,7 @@
 """A network as a list of steps on buffers of its own, made once for an input size and run for every image of it."""
 
 import time
-from collections import defaultdict, namedtuple
+from collections import namedtuple
 
 import numpy as np
 
@@ -12,6 +12,8 @@ NANOSECONDS_WORTH_A_THREAD = 20_000
 
 PARTS_OF_A_THREAD = 3
 """Into so many parts for each thread is a step divided at most, so that a thread that is slower or late gets fewer."""
+
+CACHE_LINE = 64
 
 Step = namedtuple("Step", "kernel inputs height nanoseconds outputs")
 """One call of a kernel: ``kernel(*inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work."""
@@ -42,7 +44,6 @@ class Plan:
     """
 
     def __init__(self, steps, threads, image=None):
-        steps = _with_shared_buffers(steps)
         self.image, self.result = image, steps[-1].outputs
         self._counters = np.zeros((len(steps), COUNTERS), np.int64)
         rows = [_rows_at_a_time(step, threads) for step in steps]
@@ -96,30 +97,44 @@ def _rows_at_a_time(step, threads):
     return -(-step.height // max(1, int(parts)))
 
 
-def _with_shared_buffers(steps):
-    """The same steps, with one buffer in place of several of a kind that are never needed at the same time.
+def with_shared_memory(steps):
+    """The same steps with other arrays to write to, in one piece of memory where none lies on another that is needed.
 
-    Only of the same shape: the border of bit-planes stays zero, whichever of them is in the buffer.
+    The largest come first, each as low as it fits.
     """
+    uses = {}
+    for number, step in enumerate(steps):
+        for array in _arrays(step.outputs):
+            uses.setdefault(id(array), (array, number))
     last_use = {
         id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
     }
-    buffers, idle, shared = {}, defaultdict(list), []
-    for number, step in enumerate(steps):
-        for array in _arrays(step.outputs):
-            if id(array) not in buffers:
-                alike = idle[_kind(array)]
-                buffers[id(array)] = alike.pop() if alike else array
-        shared.append(step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers)))
-        for array in {id(array): array for array in _arrays((step.inputs, step.outputs))}.values():
-            if id(array) in buffers and last_use[id(array)] == number:
-                idle[_kind(array)].append(buffers[id(array)])
-    return shared
+    placed = []
+    for array, first in sorted(uses.values(), key=lambda use: -_memory(use[0])):
+        start, last = 0, last_use[id(array)]
+        for other in sorted(placed, key=lambda other: other.start):
+            if other.first <= last and first <= other.last and other.start < start + _memory(array):
+                start = max(start, other.end)
+        placed.append(_Place(array, first, last, start, start + -(-_memory(array) // CACHE_LINE) * CACHE_LINE))
+    memory = np.empty(max(place.end for place in placed) + CACHE_LINE, np.uint8)
+    memory = memory[-memory.ctypes.data % CACHE_LINE :]
+    buffers = {
+        id(place.array): memory[place.start :][: place.array.nbytes].view(place.array.dtype).reshape(place.array.shape)
+        for place in placed
+    }
+    return [
+        step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
+        for step in steps
+    ]
 
 
-def _kind(array):
-    """What arrays that can stand for each other have in common; some have spare memory behind their last value."""
-    return array.shape, array.dtype, array.size if array.base is None else array.base.size
+_Place = namedtuple("_Place", "array first last start end")
+"""Where an array lies, in bytes, and the numbers of the steps that write it first and read it last."""
+
+
+def _memory(array):
+    """Bytes of an array and of what is spare behind its last value."""
+    return array.nbytes if array.base is None else array.base.nbytes
 
 
 def _arrays(value):
@@ -131,11 +146,11 @@ def _arrays(value):
             yield from _arrays(item)
 
 
-def _replaced(value, arrays):
-    """Nested tuples with other arrays for those whose id is a key."""
+def _replaced(value, buffers):
+    """Nested tuples with buffers in place of the arrays whose id is a key."""
     if isinstance(value, np.ndarray):
-        return arrays.get(id(value), value)
+        return buffers.get(id(value), value)
     if isinstance(value, tuple):
-        items = [_replaced(item, arrays) for item in value]
+        items = [_replaced(item, buffers) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
