@@ -60,27 +60,30 @@ def time_operations(model, height, width, threads=None, kernel="auto", rounds=11
     ValueError
         The size, the thread count or the kernel cannot be used.
     """
-    network = Network(model, Operations(threads, kernel))
-    clock = _Clock(network, network_cost(model.architecture, height, width))
-    network.operations = clock
+    operations = Operations(threads, kernel)
+    network = Network(model, operations)
+    network.operations = recorder = _Recorder(network, network_cost(model.architecture, height, width))
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    runs, totals = [], []
+    plan = operations.plan(network._label_map, image.shape, (height, width), (height, width))
+    runs = []
     for _ in range(rounds + 2):
-        clock.records = []
-        began = time.perf_counter()
-        network.label_map(image, (height, width), (height, width))
-        totals.append((time.perf_counter() - began) * 1e3)
-        runs.append(clock.records)
-    medians = np.median([[seconds for _, seconds, _ in run] for run in runs[2:]], axis=0)
-    operations = [
+        times = [time.perf_counter()]
+        operations.execute(plan, image, times)
+        times.append(time.perf_counter())
+        runs.append(times)
+    runs = np.array(runs[2:]) * 1e3
+    # The first step of each operation, and the end of the last.
+    bounds = [0, *(last for _, last, _ in recorder.records)]
+    medians = np.median(np.diff(runs[:, bounds], axis=1), axis=0)
+    found = [
         OperationTime(name, float(median), multiplications)
-        for (name, _, multiplications), median in zip(runs[-1], medians * 1e3, strict=True)
+        for (name, _, multiplications), median in zip(recorder.records, medians, strict=True)
     ]
-    return operations, float(np.median(totals[2:]))
+    return found, float(np.median(runs[:, -1] - runs[:, 0]))
 
 
-class _Clock:
-    """Passes operations on and keeps the name, the seconds and the multiplications of each."""
+class _Recorder:
+    """Passes operations on and keeps the name, the number of the last step, and the multiplications of each."""
 
     def __init__(self, network, cost):
         self.operations, self.records = network.operations, []
@@ -89,14 +92,12 @@ class _Clock:
     def __getattr__(self, operation):
         function = getattr(self.operations, operation)
 
-        def timed(*arguments):
-            began = time.perf_counter()
+        def recorded(*arguments):
             result = function(*arguments)
-            seconds = time.perf_counter() - began
             layers = [self.costs[id(argument)] for argument in arguments if id(argument) in self.costs]
             name = " + ".join(layer.name for layer in layers) or operation
             multiplications = sum(layer.multiplications for layer in layers)
-            self.records.append((name, seconds, multiplications))
+            self.records.append((name, self.operations.planned, multiplications))
             return result
 
-        return timed
+        return recorded

@@ -39,7 +39,7 @@ def load(
         Name of an installed model, or path of an ``.h5`` file.
     threads : int or None
         Threads to use; None: one for each processor this process may use.
-    kernel : {"auto", "popcount", "lookup"}
+    kernel : {"auto", "popcount", "lookup", "dot"}
         How convolutions are computed; auto takes what is fastest on this CPU. The masks are the same.
     palette : {"safe", "voc", "cityscapes", "model"} or None
         Class colours: a key of `bitseg.palette.PALETTES`, or ``model`` for those in the model's file. None: safe,
@@ -75,7 +75,7 @@ class Segmenter:
     ----------
     model : bitseg.model_file.Model
     threads : int or None
-    kernel : {"auto", "popcount", "lookup"}
+    kernel : {"auto", "popcount", "lookup", "dot"}
     palette : {"safe", "voc", "cityscapes", "model"} or None
         As for `load`.
 
@@ -219,19 +219,21 @@ class Segmenter:
     def _predict(self, network, image, long_side, with_scores):
         photo = read_image(image)
         began = time.perf_counter()
-        mask, scores = self._segment(network, photo, long_side)
+        mask, scores = self._segment(network, photo, long_side, with_scores)
         seconds = time.perf_counter() - began
         path = Path(image) if isinstance(image, (str, os.PathLike)) else None
-        return Segmentation(photo, mask, self.class_names, self.palette, seconds, path, scores if with_scores else None)
+        return Segmentation(photo, mask, self.class_names, self.palette, seconds, path, scores)
 
-    def _segment(self, network, photo, long_side):
-        """Class ids of a photo, at its own size, and scores at a quarter of the working size."""
+    def _segment(self, network, photo, long_side, with_scores=False):
+        """Class ids of a photo, at its own size, and, if asked for, scores at a quarter of the working size."""
         shape = photo.shape[:2]
         inside = working_shape(*shape, long_side)
         working = photo if inside == shape else resize(photo, inside)
         padded = np.empty((*(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in inside), 3), np.uint8)
         padded[:] = self.model.preprocessing.mean
         padded[: inside[0], : inside[1]] = working
+        if not with_scores:
+            return network.label_map(padded, shape, inside), None
         scores = network.scores(padded)
         mask = network.operations.label_map(scores, shape, inside)
         return mask, scores[:, : -(-inside[0] // 4), : -(-inside[1] // 4)]

@@ -75,4 +75,4 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def every_row_worth_a_thread(monkeypatch):
     """Share out even the smallest work, so that small tests show what threads do."""
-    monkeypatch.setattr("bitseg.network.operations.NANOSECONDS_WORTH_A_THREAD", 1)
+    monkeypatch.setattr("bitseg.network.plan.NANOSECONDS_WORTH_A_THREAD", 1)

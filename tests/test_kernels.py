@@ -82,7 +82,7 @@ def test_codes_of_another_type_are_refused_with_the_mend():
         pack_bit_planes(np.zeros((1, 1, 1), np.int64), 2)
 
 
-KERNELS = ["popcount", pytest.param("lookup", marks=needs_byte_shuffle)]
+KERNELS = ["popcount", "dot", pytest.param("lookup", marks=needs_byte_shuffle)]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

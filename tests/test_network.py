@@ -1,5 +1,6 @@
 """The whole network: Numba against plain NumPy, for any thread count, on random models and real photos."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from models import random_model
 
 from bitseg.images import read_image, resize
+from bitseg.kernels.sharing import next_row
 from bitseg.network.graph import Network
 from bitseg.network.layout import unpack_bit_planes
 from bitseg.network.operations import Operations
+from bitseg.network.plan import Plan, Step, with_shared_memory
 from bitseg.network.reference import ReferenceOperations
 from bitseg.presets import preset_model
 
@@ -71,6 +74,9 @@ class _Recorder:
     def __init__(self, operations):
         self.operations, self.results = operations, []
 
+    def run(self, function, image):
+        return function(image)  # each operation at once, without a plan
+
     def __getattr__(self, name):
         def call(*arguments):
             result = getattr(self.operations, name)(*arguments)
@@ -99,6 +105,45 @@ def test_one_network_may_be_used_by_several_threads_at_once():
     with ThreadPoolExecutor(4) as pool:
         for scores, alone in zip(pool.map(network.scores, images), expected, strict=True):
             assert np.array_equal(scores, alone)
+
+
+def test_buffers_used_before_do_not_show_in_the_next_mask():
+    model = random_model()
+    network, plain = Network(model, Operations(2)), Network(model, ReferenceOperations())
+    for seed, size in enumerate([(64, 96), (64, 96), (96, 64), (64, 96)]):
+        image = random_image(*size, seed)
+        assert np.array_equal(network.scores(image), plain.scores(image))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_segments_too():
+    network, image = Network(random_model(), Operations(2)), random_image(64, 64, 0)
+    expected = network.scores(image)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(network.scores(image), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_maps_that_are_not_needed_together_share_memory():
+    maps = [np.zeros(size, np.uint8) for size in (100, 300, 200, 100, 50)]
+    steps = [Step(str, (maps[i],), 1, 1, (maps[i + 1],)) for i in range(4)]
+    shared = with_shared_memory(steps)
+    first, second, third, fourth = (step.outputs[0] for step in shared)
+    assert [step.inputs[0] is buffer for step, buffer in zip(shared[1:], (first, second, third))] == [True] * 3
+    assert np.shares_memory(first, third) and not np.shares_memory(third, fourth)
+    assert not np.shares_memory(first, second) and not np.shares_memory(second, third)
+
+
+def test_an_error_in_one_thread_ends_the_others_and_is_raised():
+    def fail(share):
+        if share.step == 1:
+            raise MemoryError("no memory for this thread")
+
+    steps = [Step(fail, (), 4, 1e9, ()) for _ in range(3)]
+    steps[0] = steps[0]._replace(kernel=lambda share: [next_row(share, y) for y in range(share.height)])
+    with ThreadPoolExecutor(2) as pool, pytest.raises(MemoryError, match="this thread"):
+        Plan(steps, 3).run(pool)
 
 
 @pytest.mark.parametrize(

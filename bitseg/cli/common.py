@@ -103,7 +103,7 @@ jobs_option = click.option(
 )
 kernel_option = click.option(
     "--kernel",
-    type=click.Choice(["auto", "popcount", "lookup"]),
+    type=click.Choice(["auto", "popcount", "lookup", "dot"]),
     default="auto",
     help="How convolutions are computed; the mask is the same.",
 )

@@ -1,4 +1,4 @@
-"""Activation codes as bit-planes, one row at a time: round, split into bits, pack 64 channels to a word."""
+"""Activation codes as bit-planes: split into bits, 64 channels to a word."""
 
 from collections import namedtuple
 
@@ -15,6 +15,9 @@ sums : int32, shape (height + 2 margin, width + 2 margin).
     Sum of the codes of a pixel's channels.
 """
 
+MOST_BITS_BY_STEPS = 3
+"""Up to so many bits a code is found by comparing its value with the ``2**bits - 1`` steps at which it changes."""
+
 
 @kernel
 def pack_pixels(codes, planes, y, x0, x1):
@@ -28,3 +31,19 @@ def pack_pixels(codes, planes, y, x0, x1):
             vector = simd.load_u8x64(codes, ((x - x0) * words + w) * 64)
             total += simd.store_bits(planes.words, pixel * words + w, vector)
         planes.sums[y + planes.margin, x + planes.margin] = total
+
+
+@kernel
+def clear_border(planes, y):
+    """Zero the border beside row `y`, with the first row that above it, with the last one that below it."""
+    margin = planes.margin
+    rows, columns = planes.sums.shape
+    first = 0 if y == 0 else y + margin
+    end = rows if y + 2 * margin + 1 == rows else y + margin + 1
+    for row in range(first, end):
+        inside = margin <= row < rows - margin
+        for x in range(columns):
+            if not (inside and margin <= x < columns - margin):
+                planes.sums[row, x] = 0
+                for plane in planes.words:
+                    plane[row, x] = 0

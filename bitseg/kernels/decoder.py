@@ -5,7 +5,9 @@ Every expression is written in the order of its NumPy twin and rounded step by s
 
 import numpy as np
 
+from . import simd
 from .jit import kernel
+from .sharing import next_row, take_row
 
 EXP_LOWEST = np.float32(-87.0)
 LOG2_E = np.float32(1.4426950408889634)
@@ -43,12 +45,13 @@ def _power_of_two(exponent):
 
 
 @kernel
-def upsample2x_rows(coarse, y0, y1, fine):
-    """Rows y0 to y1 of bilinear upsampling by two, float32 (classes, height, width); edges are repeated."""
+def upsample2x_rows(coarse, share, fine):
+    """Bilinear upsampling by two, float32 (classes, height, width); edges are repeated."""
     classes, height, width = coarse.shape
     row = np.empty(width, np.float32)
     near, far = np.float32(0.75), np.float32(0.25)
-    for y in range(y0, y1):
+    y = take_row(share)
+    while y < share.height:
         centre = y // 2
         other = min(max(centre + (1 if y % 2 else -1), 0), height - 1)
         for c in range(classes):
@@ -57,19 +60,23 @@ def upsample2x_rows(coarse, y0, y1, fine):
             for x in range(width):
                 fine[c, y, 2 * x] = near * row[x] + far * row[max(x - 1, 0)]
                 fine[c, y, 2 * x + 1] = near * row[x] + far * row[min(x + 1, width - 1)]
+        y = next_row(share, y)
 
 
 @kernel
-def softmax_rows(scores, y0, y1, probabilities):
-    """Rows y0 to y1 of the softmax over classes, float32 (classes, height, width); sums run in class order."""
+def softmax_rows(scores, share, probabilities):
+    """Softmax over classes, float32 (classes, height, width); sums run in class order."""
     classes, _, width = scores.shape
     largest, total = np.empty(width, np.float32), np.empty(width, np.float32)
-    for y in range(y0, y1):
-        largest[:] = scores[0, y]
+    y = take_row(share)
+    while y < share.height:
+        for x in range(width):
+            largest[x] = scores[0, y, x]
         for c in range(1, classes):
             for x in range(width):
                 largest[x] = max(largest[x], scores[c, y, x])
-        total[:] = np.float32(0)
+        for x in range(width):
+            total[x] = 0
         for c in range(classes):
             for x in range(width):
                 value = _exp(scores[c, y, x] - largest[x])
@@ -78,64 +85,77 @@ def softmax_rows(scores, y0, y1, probabilities):
         for c in range(classes):
             for x in range(width):
                 probabilities[c, y, x] /= total[x]
+        y = next_row(share, y)
 
 
 @kernel
-def refine_rows(scores, probabilities, branch, radius, y0, y1, refined):
-    """Rows y0 to y1 of ``scores + gate * branch``; the gate is dilation minus erosion in a window of 2 radius + 1."""
+def refine_rows(scores, probabilities, branch, radius, share, refined):
+    """``scores + gate * branch``; the gate is dilation minus erosion in a window of 2 radius + 1.
+
+    probabilities : float32 as `scores`, and 15 spare values behind: vectors are read past the end of a row.
+    """
     classes, height, width = scores.shape
-    # Extremes of the columns, with a border that never wins, and of the windows. Slices, because an index that might
-    # be negative keeps LLVM from using vectors.
-    column_high = np.full(width + 2 * radius, -np.inf, np.float32)
-    column_low = np.full(width + 2 * radius, np.inf, np.float32)
-    inner_high, inner_low = column_high[radius : radius + width], column_low[radius : radius + width]
-    high, low = np.empty(width, np.float32), np.empty(width, np.float32)
-    for y in range(y0, y1):
+    # Extremes of the columns, with a border that never wins.
+    column_high = np.full(width + 2 * radius + 32, -np.inf, np.float32)
+    column_low = np.full(width + 2 * radius + 32, np.inf, np.float32)
+    gate = np.empty(width + 16, np.float32)
+    y = take_row(share)
+    while y < share.height:
         top, bottom = max(y - radius, 0), min(y + radius + 1, height)
         for c in range(classes):
-            inner_high[:] = probabilities[c, top]
-            inner_low[:] = probabilities[c, top]
-            for row in range(top + 1, bottom):
-                _extend(inner_high, inner_low, probabilities[c, row], probabilities[c, row])
-            high[:] = column_high[:width]
-            low[:] = column_low[:width]
-            for shift in range(1, 2 * radius + 1):
-                _extend(high, low, column_high[shift : shift + width], column_low[shift : shift + width])
+            for x in range(0, width, 16):
+                high = simd.load_f32x16(probabilities, (c * height + top) * width + x)
+                low = high
+                for row in range(top + 1, bottom):
+                    other = simd.load_f32x16(probabilities, (c * height + row) * width + x)
+                    high, low = simd.maximum(high, other), simd.minimum(low, other)
+                simd.store(column_high, radius + x, high)
+                simd.store(column_low, radius + x, low)
+            for x in range(radius + width, 2 * radius + width):
+                column_high[x], column_low[x] = -np.inf, np.inf
+            for x in range(0, width, 16):
+                high, low = simd.load_f32x16(column_high, x), simd.load_f32x16(column_low, x)
+                for shift in range(1, 2 * radius + 1):
+                    high = simd.maximum(high, simd.load_f32x16(column_high, x + shift))
+                    low = simd.minimum(low, simd.load_f32x16(column_low, x + shift))
+                simd.store(gate, x, simd.subtract_float(high, low))
             coarse, fine, result = scores[c, y], branch[c, y], refined[c, y]
             for x in range(width):
-                result[x] = coarse[x] + (high[x] - low[x]) * fine[x]
-
-
-@kernel
-def _extend(high, low, more_high, more_low):
-    """Widen running extremes by those of other pixels; float32 rows."""
-    for x in range(len(high)):
-        high[x] = max(high[x], more_high[x])
-        low[x] = min(low[x], more_low[x])
+                result[x] = coarse[x] + gate[x] * fine[x]
+        y = next_row(share, y)
 
 
 @kernel
 def _stretch_row(scores, y, columns, result):
-    """Row `y` of all classes, brought to the width of the result: float32 (classes, width)."""
+    """Row `y` of all classes, brought to the width of the result: float32 (classes, at least width)."""
     first, second, weight = columns
     one = np.float32(1)
     for c in range(result.shape[0]):
-        for x in range(result.shape[1]):
+        for x in range(len(first)):
             result[c, x] = scores[c, y, first[x]] * (one - weight[x]) + scores[c, y, second[x]] * weight[x]
 
 
 @kernel
-def label_rows(scores, rows, columns, y0, y1, labels):
-    """Rows y0 to y1 of the label map: bilinear upsampling of the scores and arg-max, two score rows in memory.
+def _between(above, below, position, near, far):
+    """``above * near + below * far`` of 16 values."""
+    value = simd.multiply_float(simd.load_f32x16(above, position), near)
+    return simd.add_float(value, simd.multiply_float(simd.load_f32x16(below, position), far))
+
+
+@kernel
+def label_rows(scores, rows, columns, share, labels):
+    """Label map: bilinear upsampling of the scores and arg-max, two score rows in memory.
 
     rows, columns : tuples (first index int32, second index int32, weight of the second float32), one per pixel.
     """
     classes, width = scores.shape[0], labels.shape[1]
     first_row, second_row, row_weight = rows
-    above, below = np.empty((classes, width), np.float32), np.empty((classes, width), np.float32)
-    best, best_class = np.empty(width, np.float32), np.empty(width, np.int32)
+    # Whole vectors: what lies past the last pixel is computed and dropped.
+    above = np.zeros((classes, -(-width // 16) * 16), np.float32)
+    below, row_labels = np.zeros_like(above), np.empty(above.shape[1], np.uint8)
     above_row, below_row = -1, -1
-    for y in range(y0, y1):
+    y = take_row(share)
+    while y < share.height:
         if second_row[y] != below_row:
             if first_row[y] == below_row:
                 above, below = below, above
@@ -146,16 +166,16 @@ def label_rows(scores, rows, columns, y0, y1, labels):
         elif first_row[y] != above_row:
             _stretch_row(scores, first_row[y], columns, above)
             above_row = first_row[y]
-        far = row_weight[y]
-        near = np.float32(1) - far
+        near = simd.broadcast_f32x16(np.float32(1) - row_weight[y])
+        far = simd.broadcast_f32x16(row_weight[y])
+        for x in range(0, width, 16):
+            best, best_class = _between(above, below, x, near, far), simd.broadcast_i32x16(np.int32(0))
+            for c in range(1, classes):
+                value = _between(above, below, c * above.shape[1] + x, near, far)
+                number = simd.broadcast_i32x16(np.int32(c))
+                best_class = simd.select_greater(value, best, number, best_class)
+                best = simd.maximum(value, best)
+            simd.store(row_labels, x, simd.i32x16_to_u8x16(best_class))
         for x in range(width):
-            best[x] = above[0, x] * near + below[0, x] * far
-            best_class[x] = 0
-        for c in range(1, classes):
-            for x in range(width):
-                value = above[c, x] * near + below[c, x] * far
-                if value > best[x]:
-                    best[x] = value
-                    best_class[x] = c
-        for x in range(width):
-            labels[y, x] = best_class[x]
+            labels[y, x] = row_labels[x]
+        y = next_row(share, y)

@@ -15,7 +15,7 @@ def kernel(function):
     Compiled code is kept in ``__pycache__``, or else in the user's cache folder. Where neither can be written (a
     container with a read-only file system) it is compiled in memory, anew in each process.
     """
-    compiled = numba.njit(function, nogil=True)
+    compiled = numba.njit(function, nogil=True, error_model="numpy")
     try:
         compiled._cache = _KernelCache(function)
     except RuntimeError:  # Numba's word for "no place to keep it"

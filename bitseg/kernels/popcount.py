@@ -1,6 +1,8 @@
-"""Bit convolution by AND and popcount: words of 64 channels, 8 output channels across the lanes of a vector.
+"""Bit convolution by AND and popcount: words of bits, an output channel in each lane of a vector of words.
 
-It needs nothing but a population count, which LLVM has for every CPU; with AVX-512's own it is the fastest kernel.
+It needs nothing but a population count, which LLVM has for every CPU. Words have 32 bits where the CPU counts the bits
+of 32-bit lanes in one instruction: counts are then the int32 that the sums are, and 32 channels fill a word. Elsewhere
+64 bits are cheaper to count.
 """
 
 from collections import namedtuple
@@ -10,14 +12,17 @@ import numpy as np
 from . import simd
 from .jit import kernel
 
-LANES = 8
-"""Output channels computed side by side: the 64-bit lanes of a vector."""
+WORD = np.dtype(np.uint32 if simd.has_vector_popcount() else np.uint64)
+"""Words of the filters."""
+
+LANES = 64 // WORD.itemsize
+"""Output channels computed side by side: the lanes of a 512-bit vector of words."""
 
 PopcountFilters = namedtuple("PopcountFilters", "weights multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 
-weights : tuple of uint64 arrays, one for each bit, shape (ceil(out / 8), kernel, kernel * ceil(in / 64), 8).
-    The last axis runs over 8 output channels. A tuple for the reason given at `bitplanes.Planes`.
+weights : tuple of arrays of `WORD`, one for each bit, shape (ceil(out / lanes), kernel, kernel, words of in, lanes).
+    The last axis runs over output channels. A tuple for the reason given at `bitplanes.Planes`.
 multiplier, offset : float32, shape (64 * ceil(out / 64),)
     Turn the integer sum t into ``t * multiplier + offset``; 0 past the last channel.
 kernel, stride, padding : int
@@ -28,14 +33,23 @@ levels : int
 
 @kernel
 def workspace(planes, filters):
-    """Where the words of a window lie, counted from its first word: intp, shape (kernel * span,)."""
-    _, kernel_size, span, _ = filters.weights[0].shape
-    columns, words = planes.words[0].shape[1:]
-    offsets = np.empty(kernel_size * span, np.intp)
+    """Where the words of a window lie, counted from its first word: intp, shape (kernel * kernel * words of in,)."""
+    _, kernel_size, _, words, lanes = filters.weights[0].shape
+    columns, pixel = planes.sums.shape[1], _words_of_pixel(planes, lanes)
+    offsets = np.empty(kernel_size * kernel_size * words, np.intp)
+    tap = 0
     for row in range(kernel_size):
-        for k in range(span):
-            offsets[row * span + k] = row * columns * words + k
+        for column in range(kernel_size):
+            for word in range(words):
+                offsets[tap] = (row * columns + column) * pixel + word
+                tap += 1
     return offsets
+
+
+@kernel
+def _words_of_pixel(planes, lanes):
+    """Words of the filters' size between one pixel of the planes and the next; the planes have words of 64 bits."""
+    return planes.words[0].shape[2] * (lanes // 8)
 
 
 @kernel
@@ -46,11 +60,12 @@ def begin_row(planes, filters, offsets, y):
 @kernel
 def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
     """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
-    columns, words = planes.words[0].shape[1:]
-    step = filters.stride * words
+    blocks, _, _, _, lanes = filters.weights[0].shape
+    columns, pixel = planes.sums.shape[1], _words_of_pixel(planes, lanes)
+    step = filters.stride * pixel
     border = planes.margin - filters.padding
-    first = ((y * filters.stride + border) * columns + border) * words
-    out, last, blocks, taps = sums.shape[1], x1 - 1, filters.weights[0].shape[0], len(offsets)
+    first = ((y * filters.stride + border) * columns + border) * pixel
+    out, last, taps = sums.shape[1], x1 - 1, len(offsets)
     for x in range(x0, x1, 4):
         # At the right edge the last pixel is computed again instead of one outside.
         p0, p1, p2, p3 = x, min(x + 1, last), min(x + 2, last), min(x + 3, last)
@@ -60,14 +75,18 @@ def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
             count0 = simd.zero_counts(planes.words, filters.weights)
             count1, count2, count3 = count0, count0, count0
             for tap in range(taps):
-                weight = simd.load_u64x8_each(filters.weights, (block * taps + tap) * LANES)
+                weight = simd.load_words(filters.weights, (block * taps + tap) * lanes)
                 offset = offsets[tap]
-                count0 = simd.count_matches(count0, simd.broadcast_u64x8_each(planes.words, a0 + offset), weight)
-                count1 = simd.count_matches(count1, simd.broadcast_u64x8_each(planes.words, a1 + offset), weight)
-                count2 = simd.count_matches(count2, simd.broadcast_u64x8_each(planes.words, a2 + offset), weight)
-                count3 = simd.count_matches(count3, simd.broadcast_u64x8_each(planes.words, a3 + offset), weight)
-            o = block * LANES
-            simd.store(sums, s0 + o, simd.weigh_counts(count0))
-            simd.store(sums, s1 + o, simd.weigh_counts(count1))
-            simd.store(sums, s2 + o, simd.weigh_counts(count2))
-            simd.store(sums, s3 + o, simd.weigh_counts(count3))
+                word = simd.broadcast_words(planes.words, a0 + offset, filters.weights)
+                count0 = simd.count_matches(count0, word, weight)
+                word = simd.broadcast_words(planes.words, a1 + offset, filters.weights)
+                count1 = simd.count_matches(count1, word, weight)
+                word = simd.broadcast_words(planes.words, a2 + offset, filters.weights)
+                count2 = simd.count_matches(count2, word, weight)
+                word = simd.broadcast_words(planes.words, a3 + offset, filters.weights)
+                count3 = simd.count_matches(count3, word, weight)
+            o = block * lanes
+            simd.store_counts(sums, s0 + o, count0)
+            simd.store_counts(sums, s1 + o, count1)
+            simd.store_counts(sums, s2 + o, count2)
+            simd.store_counts(sums, s3 + o, count3)

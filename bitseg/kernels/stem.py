@@ -1,87 +1,91 @@
 """The first layer: 8-bit weights on the 8-bit image, and max-pooling of its codes."""
 
-from collections import namedtuple
-
 import numpy as np
 
-from . import simd
-from .bitplanes import pack_pixels
-from .convolution import round_to_codes
+from . import dot, simd
+from .bitplanes import clear_border
+from .convolution import SUMS_IN_CACHE, pack_stream, round_to_codes, scale
 from .jit import kernel
-
-StemFilters = namedtuple("StemFilters", "weights multiplier offset kernel")
-"""Weights of the first layer.
-
-weights : float32, shape (kernel, 3 * kernel, 64 * ceil(out / 64)), whole numbers -255 to 255.
-multiplier, offset : float32, shape (64 * ceil(out / 64),)
-kernel : int
-"""
+from .sharing import next_row, take_row
 
 
 @kernel
-def stem_rows(image, filters, largest, y0, y1, stream):
-    """Rows y0 to y1 of a stride-2 convolution of an image, rounded to stream codes.
+def border_rows(image, border, color, share, bordered):
+    """An image, uint8 (height, width, 3), in a border of a colour, as `stem_rows` reads it."""
+    height, width, _ = image.shape
+    y = take_row(share)
+    while y < share.height:
+        row = bordered[y]
+        for x in range(width + 2 * border):
+            for c in range(3):
+                row[3 * x + c] = color[c]
+        if border <= y < border + height:
+            for x in range(width):
+                for c in range(3):
+                    row[3 * (x + border) + c] = image[y - border, x, c]
+        y = next_row(share, y)
 
-    image : float32, shape (height, width * 3), whole numbers 0 to 255, border included. Every product and partial sum
-    is a whole number below 2**24, so float32 is exact in any order, fused or not.
-    stream : uint8, shape (height', width', 64 n).
+
+@kernel
+def stem_rows(image, filters, rounding, share, stream, result):
+    """A stride-2 convolution of an image, rounded to stream codes, and 3x3 max-pooling at stride 2.
+
+    The window of the pooling reaches past the right and lower edge only.
+
+    image : array of `dot.CODE`, shape (height, width * 3), border included, the last row followed by a spare group.
+    filters : dot.DotFilters
+    stream : uint8, shape (height', width', 64 n)
     """
-    _, width, channels = stream.shape
-    span = filters.weights.shape[1]
-    last = width - 1
-    for y in range(y0, y1):
-        for x in range(0, width, 6):
-            # At the right edge the last pixel is computed again instead of one outside.
-            p0, p1, p2 = x, min(x + 1, last), min(x + 2, last)
-            p3, p4, p5 = min(x + 3, last), min(x + 4, last), min(x + 5, last)
+    height, width, channels = stream.shape
+    # Row y of the convolution is in place y % 3 until the pooling has passed it.
+    codes = np.empty((3, 2 * width, channels), np.uint8)
+    sums = np.zeros((min(2 * width, SUMS_IN_CACHE // channels), channels), np.int32)
+    windows = np.empty(2 * width, np.int32)
+    upcoming = 0
+    y = take_row(share)
+    while y < share.height:
+        end = min(2 * y + 3, 2 * height)
+        for row in range(max(upcoming, 2 * y), end):
+            _window_sums(image, filters.kernel, 2 * row, windows)
+            _convolve_row(image, filters, rounding.largest, row, windows, sums, codes)
+        upcoming = end
+        for x in range(width):
+            for c in range(0, channels, 64):
+                largest = simd.load_u8x64(codes, (2 * y % 3 * 2 * width + 2 * x) * channels + c)
+                for i in range(2 * y, end):
+                    for j in range(2 * x, min(2 * x + 3, 2 * width)):
+                        place = (i % 3 * 2 * width + j) * channels + c
+                        largest = simd.maximum(largest, simd.load_u8x64(codes, place))
+                simd.store(stream, (y * width + x) * channels + c, largest)
+        clear_border(result, y)
+        pack_stream(stream, rounding, rounding.steps, result, y, 0, width)
+        y = next_row(share, y)
+
+
+@kernel
+def _window_sums(image, size, top, windows):
+    """Sum of the image in each window of a row of the convolution, whose first row is row `top` of the image."""
+    columns = np.zeros(image.shape[1], np.int32)
+    for row in image[top : top + size]:
+        for i in range(len(columns)):
+            columns[i] += row[i]
+    for x in range(len(windows)):
+        total = np.int32(0)
+        for i in range(6 * x, 6 * x + 3 * size):
+            total += columns[i]
+        windows[x] = total
+
+
+@kernel
+def _convolve_row(image, filters, largest, y, windows, sums, codes):
+    """Codes of row `y` of the convolution."""
+    _, width, channels = codes.shape
+    starts = (2 * y + np.arange(filters.kernel)) * image.shape[1]
+    for x0 in range(0, width, len(sums)):
+        x1 = min(x0 + len(sums), width)
+        dot.multiply_rows(image, starts, 6, filters.weights, x0, x1, sums)
+        for x in range(x0, x1):
+            center = np.int32(filters.levels * windows[x])
             for o in range(0, channels, 16):
-                sum0 = simd.broadcast_f32x16(np.float32(0))
-                sum1, sum2, sum3, sum4, sum5 = sum0, sum0, sum0, sum0, sum0
-                for ky in range(filters.kernel):
-                    row = (2 * y + ky) * image.shape[1]
-                    for k in range(row, row + span):
-                        weight = simd.load_f32x16(filters.weights, (ky * span + k - row) * channels + o)
-                        sum0 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p0), weight, sum0)
-                        sum1 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p1), weight, sum1)
-                        sum2 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p2), weight, sum2)
-                        sum3 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p3), weight, sum3)
-                        sum4 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p4), weight, sum4)
-                        sum5 = simd.multiply_add_exact(simd.load_broadcast_f32x16(image, k + 6 * p5), weight, sum5)
-                result = y * width * channels + o
-                simd.store(stream, result + p0 * channels, _round_sum(sum0, filters, o, largest))
-                simd.store(stream, result + p1 * channels, _round_sum(sum1, filters, o, largest))
-                simd.store(stream, result + p2 * channels, _round_sum(sum2, filters, o, largest))
-                simd.store(stream, result + p3 * channels, _round_sum(sum3, filters, o, largest))
-                simd.store(stream, result + p4 * channels, _round_sum(sum4, filters, o, largest))
-                simd.store(stream, result + p5 * channels, _round_sum(sum5, filters, o, largest))
-
-
-@kernel
-def _round_sum(total, filters, channel, largest):
-    value = simd.multiply_float(total, simd.load_f32x16(filters.multiplier, channel))
-    value = simd.add_float(value, simd.load_f32x16(filters.offset, channel))
-    return simd.i32x16_to_u8x16(round_to_codes(value, largest))
-
-
-@kernel
-def max_pool_rows(codes, rounding, y0, y1, stream, result):
-    """Rows y0 to y1 of 3x3 max-pooling at stride 2, whose window reaches past the right and lower edge only.
-
-    codes : uint8, shape (height, width, 64 n); stream : uint8, shape (ceil(height / 2), ceil(width / 2), 64 n).
-    """
-    height, width, channels = codes.shape
-    columns = stream.shape[1]
-    activation = np.empty((columns, channels), np.uint8)
-    scale = simd.broadcast_f32x16(rounding.activation_multiplier)
-    for y in range(y0, y1):
-        for x in range(columns):
-            for c in range(0, channels, 16):
-                largest = simd.load_u8x16(codes, (2 * y * width + 2 * x) * channels + c)
-                for i in range(2 * y, min(2 * y + 3, height)):
-                    for j in range(2 * x, min(2 * x + 3, width)):
-                        largest = simd.maximum_u8(largest, simd.load_u8x16(codes, (i * width + j) * channels + c))
-                simd.store(stream, (y * columns + x) * channels + c, largest)
-                value = simd.multiply_float(simd.i32x16_to_f32x16(simd.u8x16_to_i32x16(largest)), scale)
-                code = round_to_codes(value, rounding.activation_largest)
-                simd.store(activation, x * channels + c, simd.i32x16_to_u8x16(code))
-        pack_pixels(activation, result, y, 0, columns)
+                value = scale(sums, (x - x0) * channels + o, center, filters, o)
+                simd.store(codes, (y % 3 * width + x) * channels + o, round_to_codes(value, largest))

@@ -59,10 +59,17 @@ class Network:
 
         Source: Wen et al. 2016, section 3; Laplacian refinement: Ghiasi & Fowlkes 2016.
         """
+        self._check(image)
+        return self.operations.run(self._scores, image)
+
+    @staticmethod
+    def _check(image):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"the image is {image.dtype} of shape {image.shape}: give uint8 (height, width, 3)")
         if 0 in image.shape or image.shape[0] % SIZE_MULTIPLE or image.shape[1] % SIZE_MULTIPLE:
             raise ValueError(f"the image has {image.shape[:2]} pixels: pad it to multiples of {SIZE_MULTIPLE}")
+
+    def _scores(self, image):
         operations = self.operations
         features = self._encode(image)
         scores = None
@@ -91,7 +98,11 @@ class Network:
         ndarray of uint8, shape `shape`
             Class ids.
         """
-        return self.operations.label_map(self.scores(image), shape, inside)
+        self._check(image)
+        return self.operations.run(self._label_map, image, shape, inside)
+
+    def _label_map(self, image, shape, inside):
+        return self.operations.label_map(self._scores(image), shape, inside)
 
     def _encode(self, image):
         """Activations of the four stages, fine to coarse."""

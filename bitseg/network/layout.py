@@ -2,12 +2,15 @@
 
 import numpy as np
 
-from ..kernels import bitplanes, lookup, popcount, simd, stem
+from ..kernels import bitplanes, dot, lookup, popcount, simd
+from ..kernels import convolution as bits
+from ..model_file import LayerWeights
+from .reference import round_to_code, scale
 
 WORD = 64
 """Channels in a word of a bit-plane."""
 
-KERNELS = ("auto", "popcount", "lookup")
+KERNELS = ("auto", "popcount", "lookup", "dot")
 
 
 def check_kernel(name):
@@ -15,36 +18,58 @@ def check_kernel(name):
     if name not in KERNELS:
         raise ValueError(f"unknown kernel '{name}': choose one of {', '.join(KERNELS)}")
     if name == "lookup" and not simd.has_byte_shuffle():
-        raise ValueError("the look-up kernel needs a CPU with AVX2: choose kernel 'auto' or 'popcount'")
+        raise ValueError("the look-up kernel needs a CPU with AVX2: choose kernel 'auto', 'popcount' or 'dot'")
 
 
-def select_kernel(convolution, name="auto"):
-    """Kernel of a bit convolution: "popcount" or "lookup".
+def kernel_costs(convolution):
+    """About how many cycles each kernel that can run a bit convolution needs for a thousand multiplications.
 
-    With AVX-512's vector popcount an AND, a popcount and an addition treat 512 products of one bit, as many as a byte
-    shuffle and an addition do, and no tables are made: popcount. With AVX2 alone a popcount takes seven instructions:
-    look-up, where its 8-bit tables and 16-bit sums suffice. Without AVX2 there is no byte shuffle: popcount.
-    `tests/benchmarks` measures both.
+    Popcount treats each pair of bit-planes by itself: an AND, a popcount and an addition are 512 products of one bit;
+    without AVX-512's vector popcount that takes seven instructions more. Look-up treats each plane of the weights by
+    itself, all planes of at most 4-bit activations at once, if its 16-bit sums suffice; its tables cost the more, the
+    fewer filters and taps read them. A dot product takes the same time whatever the bits. `tests/benchmarks` has all.
 
     Parameters
     ----------
     convolution : bitseg.architecture.Convolution
-    name : {"auto", "popcount", "lookup"}
-        Forces a kernel; "lookup" still leaves to popcount what it cannot do.
+
+    Returns
+    -------
+    dict from kernel name to float
     """
-    largest = convolution.in_channels * convolution.kernel**2 * (2**convolution.input_bits - 1)
-    can_look_up = (
+    products = convolution.weight_bits * convolution.input_bits
+    uses = convolution.out_channels * convolution.kernel**2 / convolution.stride**2
+    costs = {
+        "popcount": products * (3.2 if simd.has_vector_popcount() else 12),
+        "dot": (18 if simd.has_byte_dot_product() else 33) + 400 / uses,
+    }
+    largest = convolution.window * (2**convolution.input_bits - 1)
+    if (
         simd.has_byte_shuffle()
         and convolution.input_bits <= lookup.MOST_ACTIVATION_BITS
         and largest <= lookup.LARGEST_SUM
-    )
-    if name == "popcount" or not can_look_up:
-        return "popcount"
-    return "popcount" if name == "auto" and simd.has_vector_popcount() else "lookup"
+    ):
+        costs["lookup"] = convolution.weight_bits * 8 + 600 / uses
+    return costs
+
+
+def select_kernel(convolution, name="auto"):
+    """Kernel of a bit convolution: "popcount", "lookup" or "dot".
+
+    Parameters
+    ----------
+    convolution : bitseg.architecture.Convolution
+    name : {"auto", "popcount", "lookup", "dot"}
+        Forces a kernel; "lookup" still leaves to popcount what it cannot do. "auto" takes the least of `kernel_costs`.
+    """
+    costs = kernel_costs(convolution)
+    if name == "auto":
+        return min(costs, key=costs.get)
+    return name if name in costs else "popcount"
 
 
 def bit_planes(height, width, channels, bits, margin=1):
-    """Empty `kernels.bitplanes.Planes` for a feature map; the border stays zero.
+    """Empty `kernels.bitplanes.Planes` for a feature map.
 
     Parameters
     ----------
@@ -59,8 +84,8 @@ def bit_planes(height, width, channels, bits, margin=1):
     Planes
     """
     rows, columns = height + 2 * margin, width + 2 * margin
-    words = np.zeros((bits, rows, columns, -(-channels // WORD)), np.uint64)
-    return bitplanes.Planes(tuple(words), np.zeros((rows, columns), np.int32), margin)
+    words = tuple(np.zeros((rows, columns, -(-channels // WORD)), np.uint64) for _ in range(bits))
+    return bitplanes.Planes(words, np.zeros((rows, columns), np.int32), margin)
 
 
 def pack_bit_planes(codes, bits, margin=1):
@@ -110,20 +135,72 @@ def unpack_bit_planes(planes, channels):
     return codes.astype(np.uint8)
 
 
-def popcount_filters(convolution, weights):
+def bit_filters(convolution, weights, kernel):
+    """Filters of a convolution and its `model_file.LayerWeights` for a kernel, see `select_kernel`."""
+    lay_out = {"popcount": _popcount_filters, "lookup": _lookup_filters, "dot": _dot_filters_of_planes}
+    return lay_out[select_kernel(convolution, kernel)](convolution, weights)
+
+
+def with_rising_results(convolution, weights):
+    """The same layer with no negative multiplier, so that results never fall where the integer sum rises.
+
+    A filter whose codes q become ``levels - q`` has the sum -t instead of t; the product with the multiplier stays.
+    """
+    falling = weights.multiplier < 0
+    codes = np.where(falling[:, None, None, None], 2**convolution.weight_bits - 1 - weights.codes, weights.codes)
+    return LayerWeights(codes.astype(np.uint8), np.abs(weights.multiplier), weights.offset)
+
+
+def sum_steps(convolution, weights):
+    """Where the codes of a convolution's result change: int32 (2**bits - 1, padded channels), or None.
+
+    A code is the number of steps that the integer sum t exceeds. They are found by bisection with the expression that
+    defines the code, which never falls because no multiplier is negative. None if the result has more bits than
+    `kernels.bitplanes.MOST_BITS_BY_STEPS`, or none.
+    """
+    output_bits = convolution.output_bits
+    if not 0 < output_bits <= bitplanes.MOST_BITS_BY_STEPS:
+        return None
+    codes = np.arange(1, 2**output_bits)[:, None]
+    largest = (2**convolution.weight_bits - 1) * (2**convolution.input_bits - 1) * convolution.window
+    # The smallest sum that gives a code lies from `low` to `high`; `largest + 1` stands for none.
+    low = np.full((len(codes), convolution.out_channels), -largest)
+    high = np.full_like(low, largest + 1)
+    while (low < high).any():
+        middle = (low + high) // 2
+        reached = round_to_code(scale(middle, weights.multiplier, weights.offset), output_bits) >= codes
+        low, high = np.where(reached, low, middle + 1), np.where(reached, middle, high)
+    steps = np.full((len(codes), len(_padded_factors(weights)[0])), np.iinfo(np.int32).max, np.int32)
+    steps[:, : convolution.out_channels] = low - 1
+    return steps
+
+
+def stream_rounding(stream_bits, activation_bits, activation_multiplier):
+    """`kernels.convolution.Rounding` of the residual stream."""
+    steps = None
+    if activation_bits <= bitplanes.MOST_BITS_BY_STEPS:
+        activations = round_to_code(np.arange(256).astype(np.float32) * activation_multiplier, activation_bits)
+        before = np.searchsorted(activations, np.arange(1, 2**activation_bits)) - 1
+        steps = np.repeat(before.astype(np.uint8)[:, None], WORD, 1)
+    largest, activation_largest = np.float32(2**stream_bits - 1), np.float32(2**activation_bits - 1)
+    return bits.Rounding(largest, steps, activation_multiplier, activation_largest)
+
+
+def _popcount_filters(convolution, weights):
     """`kernels.popcount.PopcountFilters` of a convolution and its `model_file.LayerWeights`."""
     kernel, lanes = convolution.kernel, popcount.LANES
-    codes = _padded_codes(weights.codes, lanes, WORD)
-    span = kernel * codes.shape[3] // WORD
+    word_bits = 8 * popcount.WORD.itemsize
+    codes = _padded_codes(weights.codes, lanes, word_bits)
+    words_of_in = codes.shape[3] // word_bits
 
     def lay_out(ones):
-        words = np.packbits(ones, -1, "little").view(np.uint64).reshape(-1, lanes, kernel, span)
-        return np.ascontiguousarray(words.transpose(0, 2, 3, 1))
+        words = np.packbits(ones, -1, "little").view(popcount.WORD).reshape(-1, lanes, kernel, kernel, words_of_in)
+        return np.ascontiguousarray(words.transpose(0, 2, 3, 4, 1))
 
     return popcount.PopcountFilters(_each_bit(convolution, codes, lay_out), *_filter_fields(convolution, weights))
 
 
-def lookup_filters(convolution, weights):
+def _lookup_filters(convolution, weights):
     """`kernels.lookup.LookupFilters` of a convolution and its `model_file.LayerWeights`."""
     kernel, lanes = convolution.kernel, lookup.LANES
     codes = _padded_codes(weights.codes, lanes, 8)
@@ -137,22 +214,28 @@ def lookup_filters(convolution, weights):
     return lookup.LookupFilters(_each_bit(convolution, codes, lay_out), *_filter_fields(convolution, weights))
 
 
-def stem_filters(convolution, weights):
-    """`kernels.stem.StemFilters` of the first layer and its `model_file.LayerWeights`.
+def _dot_filters_of_planes(convolution, weights):
+    """`kernels.dot.DotFilters` of a convolution and its `model_file.LayerWeights`."""
+    codes = _padded_codes(weights.codes, dot.LANES, dot.GROUP)
+    return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
 
-    Raises
-    ------
-    ValueError
-        The sums could exceed what float32 holds exactly.
-    """
-    kernel, channels = convolution.kernel, convolution.out_channels
-    if 3 * kernel**2 * 255 * (2**convolution.weight_bits - 1) >= 2**24:
-        raise ValueError(f"sums of a {kernel}x{kernel} stem are not exact in float32: use a smaller kernel")
-    multiplier, offset = _padded_factors(weights)
-    taps = np.zeros((kernel, 3 * kernel, len(multiplier)), np.float32)
-    signed = 2.0 * weights.codes - (2**convolution.weight_bits - 1)
-    taps[:, :, :channels] = signed.reshape(channels, kernel, 3 * kernel).transpose(1, 2, 0)
-    return stem.StemFilters(taps, multiplier, offset, kernel)
+
+def stem_filters(convolution, weights):
+    """`kernels.dot.DotFilters` of the first layer, whose input is the image itself."""
+    codes = _padded_codes(weights.codes, dot.LANES, 1)
+    return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
+
+
+def _dot_filters(convolution, weights, rows):
+    """`kernels.dot.DotFilters` of weight codes (out, kernel, values in a row)."""
+    multiplier, offset, kernel, levels, stride, padding = _filter_fields(convolution, weights)
+    excess = max(0, levels - np.iinfo(dot.WEIGHT).max)
+    stored = (rows.astype(np.int16) - excess).astype(dot.WEIGHT)
+    # What stands beside the values of the last group in the image is multiplied with 0.
+    stored = np.pad(stored, ((0, 0), (0, 0), (0, -stored.shape[2] % dot.GROUP)))
+    stored = stored.reshape(-1, dot.LANES, kernel, stored.shape[2] // dot.GROUP, dot.GROUP).transpose(0, 2, 3, 1, 4)
+    fields = multiplier, offset, kernel, levels - 2 * excess, stride, padding
+    return dot.DotFilters(np.ascontiguousarray(stored), *fields)
 
 
 def _padded_codes(codes, out_multiple, in_multiple):

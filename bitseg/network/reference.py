@@ -200,6 +200,10 @@ def label_map(scores, shape, inside):
 class ReferenceOperations:
     """The operations of `graph.Network` in plain NumPy; a feature map is its array of codes."""
 
+    def run(self, function, image, *arguments):
+        """``function(image, *arguments)``."""
+        return function(image, *arguments)
+
     def prepare(self, convolution, weights):
         """A `Layer` of a convolution and its `model_file.LayerWeights`."""
         return Layer(convolution, weights.codes, weights.multiplier, weights.offset)

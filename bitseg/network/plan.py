@@ -1,0 +1,156 @@
+"""A network as a list of steps on buffers of its own, made once for an input size and run for every image of it."""
+
+import time
+from collections import namedtuple
+
+import numpy as np
+
+from ..kernels.sharing import COUNTERS, Share, wait_for
+
+NANOSECONDS_WORTH_A_THREAD = 20_000
+"""Rows are taken by about this much work at a time: taking part in a step costs a thread a few microseconds."""
+
+PARTS_OF_A_THREAD = 3
+"""Into so many parts for each thread is a step divided at most, so that a thread that is slower or late gets fewer."""
+
+CACHE_LINE = 64
+
+Step = namedtuple("Step", "kernel inputs height nanoseconds outputs")
+"""One call of a kernel: ``kernel(*inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work."""
+
+
+class Plan:
+    """Steps that are run one after the other, each by all threads together.
+
+    Every thread goes through all of the steps: in each it takes rows until none is left, then waits for the others
+    at the next one. None is needed: whoever does not come, because all processors are busy or because the process is
+    the child of a fork, leaves its rows to the others. A plan may be run by one caller at a time.
+
+    Parameters
+    ----------
+    steps : list of Step
+    threads : int
+        Threads that the rows are divided for.
+    image : ndarray or None
+        Buffer for the input, which `steps` read.
+
+    Attributes
+    ----------
+    image : ndarray or None
+    result : tuple
+        Outputs of the last step.
+    most_helpers : int
+        Threads beside the caller's that could find any work.
+    """
+
+    def __init__(self, steps, threads, image=None):
+        self.image, self.result = image, steps[-1].outputs
+        self._counters = np.zeros((len(steps), COUNTERS), np.int64)
+        rows = [_rows_at_a_time(step, threads) for step in steps]
+        heights = [0, *(step.height for step in steps)]
+        self._height = heights[-1]
+        self._calls = [
+            (step.kernel, (*step.inputs, Share(self._counters, number, step.height, taken, before), *step.outputs))
+            for number, (step, taken, before) in enumerate(zip(steps, rows, heights))
+        ]
+        self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
+        self._over = False
+
+    def run(self, pool, times=None):
+        """Run all steps, with the help of threads of a pool.
+
+        Parameters
+        ----------
+        pool : concurrent.futures.Executor or None
+            Needed where `most_helpers` is above 0.
+        times : list or None
+            Receives the time, of `time.perf_counter`, at which no row was left in each step.
+        """
+        self._counters[:] = 0
+        self._over = False
+        helpers = [pool.submit(self._work) for _ in range(self.most_helpers)]
+        self._work(times)
+        self._over = True
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+
+    def _work(self, times=None):
+        try:
+            for kernel, arguments in self._calls:
+                if self._over:
+                    return
+                kernel(*arguments)
+                if times is not None:
+                    times.append(time.perf_counter())
+            wait_for(self._counters, len(self._calls) - 1, self._height)
+        except BaseException:
+            # Nobody shall wait for the rows that this thread had taken: every step counts as finished.
+            self._counters[:] = np.iinfo(np.int64).max // 2
+            raise
+
+
+def _rows_at_a_time(step, threads):
+    if threads == 1:
+        return step.height
+    parts = min(threads * PARTS_OF_A_THREAD, step.nanoseconds // NANOSECONDS_WORTH_A_THREAD, step.height)
+    return -(-step.height // max(1, int(parts)))
+
+
+def with_shared_memory(steps):
+    """The same steps with other arrays to write to, in one piece of memory where none lies on another that is needed.
+
+    The largest come first, each as low as it fits.
+    """
+    uses = {}
+    for number, step in enumerate(steps):
+        for array in _arrays(step.outputs):
+            uses.setdefault(id(array), (array, number))
+    last_use = {
+        id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
+    }
+    placed = []
+    for array, first in sorted(uses.values(), key=lambda use: -_memory(use[0])):
+        start, last = 0, last_use[id(array)]
+        for other in sorted(placed, key=lambda other: other.start):
+            if other.first <= last and first <= other.last and other.start < start + _memory(array):
+                start = max(start, other.end)
+        placed.append(_Place(array, first, last, start, start + -(-_memory(array) // CACHE_LINE) * CACHE_LINE))
+    memory = np.empty(max(place.end for place in placed) + CACHE_LINE, np.uint8)
+    memory = memory[-memory.ctypes.data % CACHE_LINE :]
+    buffers = {
+        id(place.array): memory[place.start :][: place.array.nbytes].view(place.array.dtype).reshape(place.array.shape)
+        for place in placed
+    }
+    return [
+        step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
+        for step in steps
+    ]
+
+
+_Place = namedtuple("_Place", "array first last start end")
+"""Where an array lies, in bytes, and the numbers of the steps that write it first and read it last."""
+
+
+def _memory(array):
+    """Bytes of an array and of what is spare behind its last value."""
+    return array.nbytes if array.base is None else array.base.nbytes
+
+
+def _arrays(value):
+    """All arrays in nested tuples."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _arrays(item)
+
+
+def _replaced(value, buffers):
+    """Nested tuples with buffers in place of the arrays whose id is a key."""
+    if isinstance(value, np.ndarray):
+        return buffers.get(id(value), value)
+    if isinstance(value, tuple):
+        items = [_replaced(item, buffers) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
