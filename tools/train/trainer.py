@@ -235,7 +235,6 @@ class Trainer:
             )
             self.results[stage.name] = {"stage": stage.name, **scores(confusion, self.val_set)}
             print(json.dumps(self.results[stage.name]), flush=True)
-        distributed.wait()
         self.stage_index += 1
         self.iteration = 0
         self.losses.clear()
@@ -243,6 +242,7 @@ class Trainer:
         self.optimizer = None
         self._save(stage.name)
         self._save(RUN_CHECKPOINT)
+        distributed.wait()  # the next stage may read the checkpoint of this one as its teacher
 
     def _checkpoint(self, name):
         return self.output / f"{name}.pt"
