@@ -105,6 +105,7 @@ def assert_equal(first, second):
         {"weight_bits": 1, "activation_bits": 1, "stream_bits": 0},
         {"weight_bits": 3, "activation_bits": 5, "stream_bits": 4},
         {"weight_bits": 8, "activation_bits": 8},
+        {"reconstruction": "double_convolution"},
         {"encoder": "resnet34", "stem_channels": 7, "stage_channels": (7, 65, 1, 3), "branch_channels": (1, 1, 64, 2)},
         {"encoder": "resnet50", "stage_channels": (4, 12, 20, 8), "classes": ["only"]},
         {"classes": [f"class {i}" for i in range(255)]},
@@ -116,6 +117,16 @@ def test_model_survives_writing_and_reading(path, options):
     found = read_model(path)
     assert_equal(model, found)
     assert found.file_size == path.stat().st_size
+
+
+def test_without_a_reconstruction_it_is_a_residual_block(path, content):
+    def change(file):
+        architecture = json.loads(file.attrs["architecture"])
+        del architecture["reconstruction"]
+        set_text(file, "architecture", json.dumps(architecture))
+
+    path.write_bytes(tampered(content, change))
+    assert read_model(path).architecture.reconstruction == "residual_block"
 
 
 def test_same_model_gives_the_same_bytes(path, content):
@@ -272,6 +283,8 @@ def test_fifo_and_device_do_not_hang(path):
         (["architecture", "stream_bits"], -1),
         (["architecture", "stream_bits"], None),
         (["architecture", "stream_bits"], False),
+        (["architecture", "reconstruction"], "pyramid"),
+        (["architecture", "reconstruction"], None),
         (["architecture", "unknown"], 1),
         (["preprocessing", "mean"], [123, 117]),
         (["preprocessing", "mean"], [123, 117, 256]),
