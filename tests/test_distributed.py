@@ -14,6 +14,7 @@ from tools.train import distributed
 from tools.train.checkpoint import read_checkpoint
 from tools.train.config import read_config
 from tools.train.data import normalise
+from tools.train.distillation import distillation_loss, recorded_streams
 from tools.train.errors import TrainingError
 from tools.train.trainer import Trainer
 
@@ -36,8 +37,12 @@ class TwoPartTrainer(Trainer):
         for process in (1, 0):
             for name, buffer in network.named_buffers():
                 buffer.copy_(statistics[name])
-            scores = network(images[process::2], stage.scales)
+            part = images[process::2]
+            with recorded_streams(network) as streams:
+                scores = network(part, stage.scales)
             loss = sum(self._loss(scores[stride], labels[process::2], stride) for stride in stage.scales)
+            if stage.distillation:
+                loss = loss + stage.distillation * distillation_loss(scores, streams, *self.teacher(part, stage.scales))
             (loss / 2).backward()
             losses.append(loss.item())
         self.optimizer.step()
@@ -45,14 +50,15 @@ class TwoPartTrainer(Trainer):
 
 
 def test_two_processes_train_like_one_that_averages_the_gradients_of_two_half_batches(tiny_data, tmp_path):
-    """Compared: weights, scales and running statistics after 3 steps in floating point and 2 at 2 bits.
+    """Compared: weights, scales and running statistics after 3 steps in floating point and 2 with a teacher at 2 bits.
 
     A process that takes the whole batch at once gets other weights, because BatchNorm then sees other statistics.
     """
-    stages = tiny_training.stage("float", iterations=3), tiny_training.stage("w2a2", (2, 2), 2)
+    stages = tiny_training.stage("float", iterations=3), tiny_training.stage("w2a2", (2, 2), 2, distillation=1.0)
     path = tiny_training.write_config(tmp_path / "tiny.toml", *stages)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tools.train", path, "--data", tiny_data, "--output", tmp_path / "two", "--workers", "0"]
+    command += ["--teacher", tmp_path / "two" / "float.pt"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"}
     result = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -66,7 +72,8 @@ def test_two_processes_train_like_one_that_averages_the_gradients_of_two_half_ba
         "w2a2.pt",
     ]
 
-    TwoPartTrainer(read_config(path), tiny_data, tmp_path / "one", "command", workers=0).run()
+    teacher = tmp_path / "one" / "float.pt"
+    TwoPartTrainer(read_config(path), tiny_data, tmp_path / "one", "command", teacher=teacher, workers=0).run()
     one, two = (read_checkpoint(tmp_path / folder / "w2a2.pt") for folder in ("one", "two"))
     assert two["trained"] == one["trained"] == 5
     assert set(one["network"]) == set(two["network"])
