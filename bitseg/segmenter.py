@@ -1,20 +1,36 @@
 """Photo in, segmentation out: sizes, padding, and the network bound to its threads."""
 
+import copy
+import math
+import os
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
 
 import numpy as np
 
 from .errors import BitsegError
-from .images import read_image, resize, working_shape
-from .model_file import find_model, read_model
+from .images import ImageSource, read_image, resize, working_shape
+from .model_file import Model, find_model, read_model
 from .network.graph import SIZE_MULTIPLE, Network
 from .network.operations import Operations
+from .palette import palette_for
 from .segmentation import Segmentation
 
 DEFAULT_MODEL = "voc7-w2a2"
 
 
-def load(model=DEFAULT_MODEL, threads=None, kernel="auto"):
+def load(
+    model: str | os.PathLike = DEFAULT_MODEL,
+    threads: int | None = None,
+    kernel: Literal["auto", "popcount", "lookup"] = "auto",
+    palette: Literal["safe", "voc", "cityscapes", "model"] | None = None,
+) -> "Segmenter":
     """Load a model.
 
     Parameters
@@ -25,6 +41,9 @@ def load(model=DEFAULT_MODEL, threads=None, kernel="auto"):
         Threads to use; None: one for each processor this process may use.
     kernel : {"auto", "popcount", "lookup"}
         How convolutions are computed; auto takes what is fastest on this CPU. The masks are the same.
+    palette : {"safe", "voc", "cityscapes", "model"} or None
+        Class colours: a key of `bitseg.palette.PALETTES`, or ``model`` for those in the model's file. None: safe,
+        which colour-blind people can tell apart.
 
     Returns
     -------
@@ -35,47 +54,78 @@ def load(model=DEFAULT_MODEL, threads=None, kernel="auto"):
     ModelFileError
         There is no such model, or its file is damaged.
     BitsegError
-        The thread count or the kernel cannot be used.
+        The thread count, the kernel or the palette cannot be used.
+
+    Examples
+    --------
+    >>> import bitseg
+    >>> segmenter = bitseg.load("voc7-w2a2", threads=1)
+    >>> segmenter.class_names
+    ('background', 'cat', 'cow', 'dog', 'horse', 'person', 'sheep')
     """
-    return Segmenter(read_model(find_model(model)), threads, kernel)
+    return Segmenter(read_model(find_model(model)), threads, kernel, palette)
 
 
 class Segmenter:
-    """A model ready to segment photos; may be used from several threads at once.
+    """A model ready to segment photos.
+
+    It may be used from several threads at once, pickled (the model and the settings travel), and used after a fork.
 
     Parameters
     ----------
     model : bitseg.model_file.Model
     threads : int or None
     kernel : {"auto", "popcount", "lookup"}
+    palette : {"safe", "voc", "cityscapes", "model"} or None
         As for `load`.
+
+    Attributes
+    ----------
+    model : bitseg.model_file.Model
+    class_names : tuple of str
+        All classes that the model knows; the position is the class id.
+    palette : ndarray of uint8, shape (classes, 3)
+        Colour of every class: red, green, blue.
+    threads : int
+        Threads that a prediction uses.
 
     Raises
     ------
     BitsegError
-        The thread count or the kernel cannot be used.
+        The thread count, the kernel or the palette cannot be used.
     """
 
-    def __init__(self, model, threads=None, kernel="auto"):
+    def __init__(self, model: Model, threads: int | None = None, kernel: str = "auto", palette: str | None = None):
+        self._settings = threads, kernel, palette
         self.model = model
+        self.class_names: tuple[str, ...] = model.architecture.classes
+        self.palette = model.palette if palette == "model" else palette_for(self.class_names, palette or "safe")
         try:
-            self.network = Network(model, Operations(threads, kernel))
+            operations = Operations(None if threads is None else _count("threads", threads), kernel)
         except ValueError as error:
             raise BitsegError(str(error)) from None
+        self.threads = operations.threads
+        self.network = Network(model, operations)
         # Kernels are compiled, or read from their cache, here and not while somebody waits for a mask.
-        shape = SIZE_MULTIPLE, SIZE_MULTIPLE
-        self.network.label_map(np.zeros((*shape, 3), np.uint8), shape, shape)
+        self.label_map(np.zeros((SIZE_MULTIPLE, SIZE_MULTIPLE, 3), np.uint8))
 
-    def predict(self, image, size=None):
+    def __reduce__(self):
+        return type(self), (self.model, *self._settings)
+
+    def predict(
+        self, image: ImageSource, size: int | Literal["native"] | None = None, scores: bool = False
+    ) -> Segmentation:
         """Segment a photo.
 
         Parameters
         ----------
-        image : path, PIL image, or ndarray of uint8
-            Arrays are RGB (height, width, 3) or grey (height, width).
+        image : path, bytes, binary file, PIL image, or ndarray of uint8
+            Arrays are RGB (height, width, 3) or grey (height, width). Bytes and files are those of a picture file.
         size : int, "native" or None
             Long side, in pixels, at which a larger photo is segmented; None: the model's working size. The mask
             always has the photo's own size.
+        scores : bool
+            Whether the result keeps the scores of all classes.
 
         Returns
         -------
@@ -87,28 +137,166 @@ class Segmenter:
             The image cannot be read.
         BitsegError
             The size is not usable.
+
+        Examples
+        --------
+        >>> import bitseg
+        >>> segmentation = bitseg.load("voc7-w2a2").predict("examples/chelsea.jpg")
+        >>> segmentation.mask.shape, segmentation.mask.dtype
+        ((300, 451), dtype('uint8'))
+        >>> segmentation.share("cat") > 0.5
+        True
         """
+        return self._predict(self.network, image, self._long_side(size), scores)
+
+    def predict_many(
+        self,
+        images: Iterable[ImageSource],
+        size: int | Literal["native"] | None = None,
+        jobs: int | None = None,
+        on_error: Callable[[Any, BitsegError], object] | None = None,
+        scores: bool = False,
+    ) -> Iterator[Segmentation]:
+        """Segment photos, several at a time, which is faster than one after the other.
+
+        Parameters
+        ----------
+        images : iterable
+            Whatever `predict` takes. It may be endless: at most twice `jobs` photos are read before they are asked
+            for.
+        size : int, "native" or None
+            As for `predict`.
+        jobs : int or None
+            Photos in work at a time, each on its part of the threads; None: as many as threads.
+        on_error : callable or None
+            Called with an image that cannot be segmented and its `BitsegError`, when its turn comes; the image is then
+            left out. None: the error is raised at its turn, and later images are not segmented.
+        scores : bool
+            As for `predict`.
+
+        Yields
+        ------
+        Segmentation
+            In the order of `images`.
+
+        Raises
+        ------
+        ImageError
+            An image cannot be read, and `on_error` is None.
+        BitsegError
+            The size or the number of jobs is not usable, or `images` is a single path.
+
+        Examples
+        --------
+        >>> import bitseg
+        >>> segmenter = bitseg.load("voc7-w2a2")
+        >>> for segmentation in segmenter.predict_many(["examples/chelsea.jpg", "examples/astronaut.jpg"]):
+        ...     print(segmentation.path.name, segmentation.mask.shape)
+        chelsea.jpg (300, 451)
+        astronaut.jpg (512, 512)
+        """
+        if isinstance(images, (str, bytes, os.PathLike)):
+            raise BitsegError("predict_many takes several photos: pass a list of them, or use predict for one")
+        long_side = self._long_side(size)
+        jobs = self.threads if jobs is None else _count("jobs", jobs)
+        idle: SimpleQueue[Network] = SimpleQueue()
+        for network in self._networks(jobs):
+            idle.put(network)
+
+        def predict(image):
+            network = idle.get()
+            try:
+                return self._predict(network, image, long_side, scores)
+            finally:
+                idle.put(network)
+
+        return in_order(predict, images, jobs, on_error)
+
+    def label_map(self, photo: np.ndarray, size: int | Literal["native"] | None = None) -> np.ndarray:
+        """Class ids of a photo: uint8 RGB array (height, width, 3) in, uint8 array (height, width) out."""
+        return self._segment(self.network, photo, self._long_side(size))[0]
+
+    def _predict(self, network, image, long_side, with_scores):
         photo = read_image(image)
         began = time.perf_counter()
-        mask = self.label_map(photo, size)
+        mask, scores = self._segment(network, photo, long_side)
         seconds = time.perf_counter() - began
-        return Segmentation(photo, mask, self.model.architecture.classes, self.model.palette, seconds)
+        path = Path(image) if isinstance(image, (str, os.PathLike)) else None
+        return Segmentation(photo, mask, self.class_names, self.palette, seconds, path, scores if with_scores else None)
 
-    def label_map(self, photo, size=None):
-        """Class ids of a photo: uint8 RGB array (height, width, 3) in, uint8 array (height, width) out."""
+    def _segment(self, network, photo, long_side):
+        """Class ids of a photo, at its own size, and scores at a quarter of the working size."""
         shape = photo.shape[:2]
-        inside = working_shape(*shape, self._long_side(size, shape))
+        inside = working_shape(*shape, long_side)
         working = photo if inside == shape else resize(photo, inside)
         padded = np.empty((*(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in inside), 3), np.uint8)
         padded[:] = self.model.preprocessing.mean
         padded[: inside[0], : inside[1]] = working
-        return self.network.label_map(padded, shape, inside)
+        scores = network.scores(padded)
+        mask = network.operations.label_map(scores, shape, inside)
+        return mask, scores[:, : -(-inside[0] // 4), : -(-inside[1] // 4)]
 
-    def _long_side(self, size, shape):
+    def _networks(self, count):
+        """Networks that share the weights and, among them, the threads; each has at least one thread."""
+        bounds = [self.threads * part // count for part in range(count + 1)]
+        for first, last in pairwise(bounds):
+            network = copy.copy(self.network)
+            network.operations = Operations(max(1, last - first), network.operations.kernel)
+            yield network
+
+    def _long_side(self, size):
         if size is None:
             return self.model.preprocessing.working_size
         if size == "native":
-            return max(shape)
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            return math.inf
+        if not _is_count(size):
             raise BitsegError(f"size must be a whole number of pixels or 'native', not {size!r}")
         return int(size)
+
+
+def in_order(function, items, jobs, on_error=None):
+    """Call a function on items, `jobs` at a time, and yield its results in order.
+
+    Parameters
+    ----------
+    function : callable
+        Called with one item, in a thread of its own.
+    items : iterable
+        At most twice `jobs` are taken before they are asked for.
+    jobs : int
+    on_error : callable or None
+        As for `Segmenter.predict_many`.
+    """
+    pending = deque()
+    pool = ThreadPoolExecutor(jobs, "bitseg-photo")
+
+    def results(most_pending):
+        """Results whose turn has come, as far as they are there; the rest until no more than so many are pending."""
+        while pending and (len(pending) > most_pending or pending[0][1].done()):
+            item, future = pending.popleft()
+            try:
+                result = future.result()
+            except BitsegError as error:
+                if on_error is None:
+                    raise
+                on_error(item, error)
+            else:
+                yield result
+
+    try:
+        for item in items:
+            pending.append((item, pool.submit(function, item)))
+            yield from results(2 * jobs - 1)
+        yield from results(0)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _is_count(value):
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
+def _count(name, value):
+    if not _is_count(value):
+        raise BitsegError(f"{name} must be a whole number, at least 1, not {value!r}")
+    return int(value)

@@ -1,5 +1,6 @@
 """What all tests share: the training code is importable, and data sets that may be missing."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,6 +25,31 @@ def voc7():
     if not folder.is_dir():
         pytest.skip("needs the VOC subset beside the checkout (../shared/data/voc7)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def segmenter():
+    """The default model on two threads."""
+    import bitseg
+
+    return bitseg.load(threads=2)
+
+
+@pytest.fixture(scope="session")
+def chelsea(segmenter, examples):
+    """What the default model finds in a photo of a cat."""
+    return segmenter.predict(examples / "chelsea.jpg")
+
+
+@pytest.fixture(scope="session")
+def ffmpeg():
+    """Path of ffmpeg; tests that need it are skipped where it is missing."""
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+    except ImportError:
+        path = shutil.which("ffmpeg")
+        return path or pytest.skip("needs ffmpeg: install it, or `pip install imageio-ffmpeg`")
+    return get_ffmpeg_exe()
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,18 @@
 """Reading, resizing and writing pictures."""
 
+import io
 import os
 import stat
 import struct
+import zlib
+from threading import Thread
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from bitseg.errors import ImageError
-from bitseg.images import check_output, read_image, resize, save_picture, working_shape
+from bitseg.images import check_output, read_image, resize, save_result, working_shape
 
 ORIENTATION = 0x0112
 IMAGE_WIDTH = 0x0100
@@ -31,6 +34,169 @@ STORED = {
 
 def noise(height, width):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encoded(picture, kind, **options):
+    content = io.BytesIO()
+    picture.save(content, kind, **options)
+    return content.getvalue()
+
+
+def rotated(picture, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](np.asarray(picture)))
+    return encoded(Image.fromarray(stored), "JPEG", quality=95, exif=exif)
+
+
+def plain_cmyk_jpeg(picture):
+    """As Adobe's programs do not write it: 255 is full ink, and there is no mark of theirs."""
+    content = encoded(ImageChops.invert(picture.convert("CMYK")), "JPEG", quality=95)
+    start = content.index(b"\xff\xee")
+    length = 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    return content[:start] + content[start + length :]
+
+
+def with_round_hole(picture):
+    """An RGBA picture whose corners are transparent."""
+    rows, columns = np.ogrid[-1 : 1 : picture.height * 1j, -1 : 1 : picture.width * 1j]
+    alpha = np.where(rows**2 + columns**2 < 1.5, 255, 0).astype(np.uint8)
+    return Image.fromarray(np.dstack([np.asarray(picture), alpha]))
+
+
+def deep_png(picture, mode):
+    """A PNG with 16 bits a channel, which Pillow reads but hardly writes."""
+    values = np.asarray(picture.convert(mode)).astype(">u2") * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    color_type = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}[mode]
+    header = struct.pack(">IIBBBBB", picture.width, picture.height, 16, color_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    checked = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(checked)
+
+
+def deep_rgb_tiff(picture):
+    """A TIFF with 16 bits of red, green and blue in one strip, which Pillow reads but does not write."""
+    pixels = (np.asarray(picture).astype("<u2") * 257).tobytes()
+    short, long = 3, 4
+    entries = [(256, short, 1, picture.width), (257, short, 1, picture.height), (258, short, 3, 8), (259, short, 1, 1)]
+    entries += [(262, short, 1, 2), (273, long, 1, 14), (277, short, 1, 3), (278, short, 1, picture.height)]
+    entries += [(279, long, 1, len(pixels))]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return b"II*\0" + struct.pack("<IHHH", 14 + len(pixels), 16, 16, 16) + pixels + directory
+
+
+def palette_with_transparency(picture):
+    return encoded(picture.quantize(200), "PNG", transparency=0)
+
+
+def moving_gif(picture):
+    return encoded(picture, "GIF", save_all=True, append_images=[Image.new("RGB", picture.size)])
+
+
+IN_COLOR = {
+    "JPEG": lambda picture: encoded(picture, "JPEG", quality=95),
+    "progressive JPEG": lambda picture: encoded(picture, "JPEG", quality=95, progressive=True),
+    "CMYK JPEG, inverted as Adobe's": lambda picture: encoded(picture.convert("CMYK"), "JPEG", quality=95),
+    "CMYK JPEG, not inverted": plain_cmyk_jpeg,
+    **{f"EXIF orientation {i}": lambda picture, i=i: rotated(picture, i) for i in STORED},
+    "PNG": lambda picture: encoded(picture, "PNG"),
+    "PNG with 16 bits": lambda picture: deep_png(picture, "RGB"),
+    "PNG with a palette": lambda picture: encoded(picture.quantize(256), "PNG"),
+    "PNG with a palette and a transparent colour": palette_with_transparency,
+    "RGBA PNG": lambda picture: encoded(with_round_hole(picture), "PNG"),
+    "RGBA PNG with 16 bits": lambda picture: deep_png(with_round_hole(picture), "RGBA"),
+    "WebP": lambda picture: encoded(picture, "WEBP", quality=95),
+    "WebP with transparency": lambda picture: encoded(with_round_hole(picture), "WEBP", quality=95),
+    "moving GIF": moving_gif,
+    "TIFF": lambda picture: encoded(picture, "TIFF"),
+    "CMYK TIFF": lambda picture: encoded(picture.convert("CMYK"), "TIFF"),
+    "TIFF with 16 bits": deep_rgb_tiff,
+    "BMP": lambda picture: encoded(picture, "BMP"),
+}
+"""For each kind of file, how to write a colour photo so."""
+
+WITHOUT_COLOR = {
+    "JPEG": lambda picture: encoded(picture.convert("L"), "JPEG", quality=95),
+    "PNG": lambda picture: encoded(picture.convert("L"), "PNG"),
+    "PNG with 16 bits": lambda picture: deep_png(picture, "L"),
+    "PNG with alpha": lambda picture: encoded(with_round_hole(picture).convert("LA"), "PNG"),
+    "PNG with alpha and 16 bits": lambda picture: deep_png(with_round_hole(picture), "LA"),
+    "TIFF with 16 bits": lambda picture: encoded(
+        Image.fromarray(np.asarray(picture.convert("L")) * np.uint16(257)), "TIFF"
+    ),
+    "BMP": lambda picture: encoded(picture.convert("L"), "BMP"),
+}
+"""For each kind of file, how to write a photo in grey."""
+
+
+def assert_seen_as(expected, segmentation):
+    """The photo and its mask are about the same; corners may be transparent, and formats lose a little."""
+    assert segmentation.image.shape == expected.image.shape
+    assert np.median(np.abs(segmentation.image.astype(int) - expected.image)) < 6
+    assert np.mean(segmentation.mask == expected.mask) > 0.8
+
+
+@pytest.mark.parametrize("write", IN_COLOR.values(), ids=IN_COLOR)
+def test_photo_is_seen_the_same_in_each_kind_of_file(segmenter, chelsea, tmp_path, write):
+    (tmp_path / "photo").write_bytes(write(Image.fromarray(chelsea.image)))
+    assert_seen_as(chelsea, segmenter.predict(tmp_path / "photo"))
+
+
+@pytest.mark.parametrize("write", WITHOUT_COLOR.values(), ids=WITHOUT_COLOR)
+def test_grey_photo_is_seen_the_same_in_each_kind_of_file(segmenter, chelsea, tmp_path, write):
+    grey = segmenter.predict(np.asarray(Image.fromarray(chelsea.image).convert("L")))
+    (tmp_path / "photo").write_bytes(write(Image.fromarray(chelsea.image)))
+    assert_seen_as(grey, segmenter.predict(tmp_path / "photo"))
+
+
+def test_black_and_white_picture_has_a_mask_of_its_size(segmenter, chelsea):
+    bits = encoded(Image.fromarray(chelsea.image).convert("1"), "PNG")
+    assert segmenter.predict(bits).mask.shape == chelsea.mask.shape
+
+
+@pytest.mark.parametrize("width, height", [(1, 1), (4000, 1), (1, 4000), (31, 33), (127, 65), (451, 299), (3, 700)])
+def test_mask_of_a_picture_of_any_size_has_that_size(segmenter, chelsea, width, height):
+    picture = Image.fromarray(chelsea.image).resize((width, height))
+    assert segmenter.predict(encoded(picture, "PNG")).mask.shape == (height, width)
+
+
+def test_content_and_file_objects_are_read_as_the_file_itself(examples):
+    path = examples / "chelsea.jpg"
+    expected, content = read_image(path), path.read_bytes()
+    written = io.BytesIO()
+    written.write(content)
+    with open(path, "rb") as file, os.fdopen(_pipe_with(content), "rb") as pipe:
+        for source in (str(path), content, bytearray(content), memoryview(content), file, written, pipe):
+            np.testing.assert_array_equal(read_image(source), expected)
+
+
+def _pipe_with(content):
+    """The end of a pipe from which `content` can be read."""
+    reading, writing = os.pipe()
+    Thread(target=lambda: open(writing, "wb").write(content)).start()
+    return reading
+
+
+def test_file_opened_as_text_is_refused_with_the_mend(examples):
+    with open(examples / "chelsea.jpg") as file, pytest.raises(ImageError, match=r"chelsea\.jpg: .* mode 'rb'"):
+        read_image(file)
+
+
+@pytest.mark.parametrize("source", [b"", b"no picture", io.BytesIO(b"no picture"), io.BytesIO()])
+def test_content_that_is_no_picture_is_said_so(source):
+    with pytest.raises(ImageError, match=r"^(picture data|file object): not a picture"):
+        read_image(source)
+
+
+def test_closed_file_is_one_clear_line(tmp_path):
+    (tmp_path / "photo.png").write_bytes(b"")
+    with open(tmp_path / "photo.png", "rb") as file:
+        pass
+    with pytest.raises(ImageError, match=r"photo\.png: cannot be decoded .*closed file"):
+        read_image(file)
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -159,14 +325,14 @@ def test_saved_file_has_ordinary_permissions_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "mask.png"
     path.write_text("old")
     (tmp_path / "ordinary").touch()
-    save_picture(Image.new("P", (4, 3)), path, "mask")
+    save_result(Image.new("P", (4, 3)), path, "mask")
     assert Image.open(path).size == (4, 3)
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
 
 
 def test_symbolic_link_is_followed(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "target.png")
-    save_picture(Image.new("P", (4, 3)), tmp_path / "link.png", "mask")
+    save_result(Image.new("P", (4, 3)), tmp_path / "link.png", "mask")
     assert (tmp_path / "link.png").is_symlink() and (tmp_path / "target.png").is_file()
 
 
@@ -176,9 +342,15 @@ def test_full_disk_is_reported_and_leaves_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(ImageError, match=r"big\.png: cannot be written"):
-            save_picture(Image.fromarray(noise(64, 64)), tmp_path / "big.png", "overlay")
+            save_result(Image.fromarray(noise(64, 64)), tmp_path / "big.png", "overlay")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
+
+
+def test_picture_that_its_format_cannot_hold_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(ImageError, match=r"wide\.webp: WEBP cannot hold 16384x1 pixels .*save it as \.png"):
+        save_result(Image.new("RGB", (16384, 1)), tmp_path / "wide.webp", "overlay")
     assert os.listdir(tmp_path) == []
 
 
@@ -188,6 +360,8 @@ def test_output_is_checked_beforehand(tmp_path):
         ("mask.jpg", "mask", "end in .png"),
         ("mask", "mask", "end in .png"),
         ("overlay.xyz", "overlay", "end in .png or .jpg"),
+        ("cutout.jpg", "cutout", "end in .png or .webp"),
+        ("mask.png", "masks", "did you mean 'mask'"),
         ("no/such/mask.png", "mask", "does not exist; create it"),
         ("folder.png", "mask", "a folder or device"),
     ):

@@ -3,6 +3,9 @@
 Commands import what they need when they run, so that ``bitseg --help`` is quick.
 """
 
+import io
+import os
+import sys
 import warnings
 
 import click
@@ -10,20 +13,49 @@ import click
 from .. import __version__
 from ..errors import BitsegError
 from .bench import bench
+from .common import abandon_standard_output
 from .doctor import doctor, warmup
 from .evaluate import evaluate
 from .models import info, models
 from .predict import predict
+from .stream import stream
+
+INTERRUPTED = 130
+"""Exit status that shells know as an interrupt from the keyboard: 128 and the number of the signal."""
 
 
 class _Commands(click.Group):
     """Commands that report an error the user can mend as one line, without a traceback."""
+
+    def main(self, *args, **kwargs):
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            # Of standard output: whatever opens a file names it in an error of its own.
+            abandon_standard_output()
+            click.echo(f"Error: standard output: cannot be written ({error.strerror or error})", err=True)
+            sys.exit(1)
+
+    def resolve_command(self, context, args):
+        try:
+            return super().resolve_command(context, args)
+        except click.UsageError:
+            if os.path.exists(args[0]):
+                raise click.UsageError(f"'{args[0]}' is no command; for a photo: bitseg predict {args[0]}") from None
+            raise
 
     def invoke(self, context):
         try:
             return super().invoke(context)
         except BitsegError as error:
             raise click.ClickException(" ".join(str(error).splitlines())) from error
+        except MemoryError as error:
+            raise click.ClickException("not enough memory; give a smaller size") from error
+        except KeyboardInterrupt:
+            # A terminal shows ^C first, in the same line.
+            on_terminal = sys.stderr is not None and sys.stderr.isatty()
+            click.echo("\nInterrupted" if on_terminal else "Interrupted", err=True)
+            context.exit(INTERRUPTED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -32,7 +64,10 @@ def main():
     """Find out what every pixel of a photo belongs to, with low-bit networks on an ordinary CPU."""
     # On a damaged or very large file; the error, if it comes to one, says it in one line.
     warnings.filterwarnings("ignore", module="PIL")
+    # A name may hold what the terminal's encoding lacks.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
-for command in (predict, models, info, evaluate, bench, warmup, doctor):
+for command in (predict, stream, models, info, evaluate, bench, warmup, doctor):
     main.add_command(command)

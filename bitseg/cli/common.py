@@ -1,6 +1,28 @@
-"""What several commands share: kinds of option values, common options, tables."""
+"""What several commands share: kinds of option values, common options, standard streams, tables."""
+
+import math
+import os
+import sys
+from contextlib import suppress
 
 import click
+
+from ..errors import BitsegError
+
+LARGEST_SIDE = 65535
+"""Pixels; no JPEG is larger."""
+
+
+class FileName(click.Path):
+    """A path as text, with completion; not the empty one that an unset shell variable gives."""
+
+    def __init__(self):
+        super().__init__(readable=False, path_type=str)
+
+    def convert(self, value, param, context):
+        if not value:
+            self.fail("the name is empty", param, context)
+        return super().convert(value, param, context)
 
 
 class WorkingSize(click.ParamType):
@@ -15,7 +37,18 @@ class WorkingSize(click.ParamType):
 
 
 class ImageSize(click.ParamType):
+    """WIDTHxHEIGHT as two numbers of pixels.
+
+    Parameters
+    ----------
+    multiple : int
+        Both must be multiples of this.
+    """
+
     name = "size"
+
+    def __init__(self, multiple=32):
+        self.multiple = multiple
 
     def convert(self, value, param, context):
         if isinstance(value, tuple):
@@ -23,16 +56,50 @@ class ImageSize(click.ParamType):
         width, _, height = value.lower().partition("x")
         if not (width.isdecimal() and height.isdecimal() and int(width) * int(height) > 0):
             self.fail(f"'{value}' is not WIDTHxHEIGHT, for example 512x384", param, context)
-        if int(width) % 32 or int(height) % 32:
-            self.fail(f"{value}: width and height must be multiples of 32", param, context)
+        if max(int(width), int(height)) > LARGEST_SIDE:
+            self.fail(f"{value}: width and height must be at most {LARGEST_SIDE}", param, context)
+        if int(width) % self.multiple or int(height) % self.multiple:
+            self.fail(f"{value}: width and height must be multiples of {self.multiple}", param, context)
         return int(width), int(height)
 
 
+class ClassNames(click.ParamType):
+    name = "names"
+
+    def convert(self, value, param, context):
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in value.split(","))
+        if not all(names):
+            self.fail(f"'{value}' is not a list of classes, for example cat,dog", param, context)
+        return names
+
+
+def _complete_model(context, param, incomplete):
+    from click.shell_completion import CompletionItem
+
+    from ..model_file import installed_models
+
+    names = [path.stem for path in installed_models() if path.stem.startswith(incomplete)]
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
+
+
 model_option = click.option(
-    "-m", "--model", default="voc7-w2a2", help="Name of an installed model, or path of an .h5 file."
+    "-m",
+    "--model",
+    default="voc7-w2a2",
+    help="Name of an installed model, or path of an .h5 file.",
+    shell_complete=_complete_model,
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), show_default="one per core", help="Threads to use."
+)
+jobs_option = click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(min=1),
+    show_default="as many as threads",
+    help="Pictures in work at a time, each on its part of the threads.",
 )
 kernel_option = click.option(
     "--kernel",
@@ -41,10 +108,113 @@ kernel_option = click.option(
     help="How convolutions are computed; the mask is the same.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+palette_option = click.option(
+    "--palette",
+    type=click.Choice(["safe", "voc", "cityscapes", "model"]),
+    default="safe",
+    help="Colours of the classes; safe: colour-blind people can tell them apart; model: those in its file.",
+)
+classes_option = click.option(
+    "--classes", type=ClassNames(), show_default="all", help="Keep only these, the rest becomes background: cat,dog."
+)
+opacity_option = click.option(
+    "--opacity", type=click.FloatRange(0, 1), show_default="0.5", help="Strength of the tint of an overlay."
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+
+
+def load_segmenter(model, threads, jobs, kernel, palette, classes, pictures=math.inf):
+    """Load a model for several pictures at a time, each on its part of the threads.
+
+    Parameters
+    ----------
+    model, threads, jobs, kernel, palette, classes
+        Values of the options of these names.
+    pictures : int
+        How many there are, and so how many at most are in work at a time.
+
+    Returns
+    -------
+    Segmenter
+    int
+        Pictures in work at a time.
+
+    Raises
+    ------
+    BitsegError
+        The model does not exist, or does not know one of the classes.
+    """
+    from ..network.operations import available_threads
+    from ..segmentation import class_id
+    from ..segmenter import load
+
+    threads = threads or available_threads()
+    jobs = min(jobs or threads, pictures)
+    segmenter = load(model, max(1, threads // jobs), kernel, palette)
+    for name in classes or ():
+        class_id(name, segmenter.class_names)
+    return segmenter, jobs
+
+
+def table(rows):
+    """Lines of rows of strings, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def print_table(rows):
-    """Print rows of strings, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    """Print rows of strings as a `table`."""
+    click.echo("\n".join(table(rows)))
+
+
+def standard_input(expected):
+    """Standard input as a binary file.
+
+    Raises
+    ------
+    BitsegError
+        It is closed, or a terminal, where nobody types `expected`.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise BitsegError(f"standard input is closed; pipe {expected} into the command")
+    if sys.stdin.isatty():
+        raise BitsegError(f"standard input is the terminal; pipe {expected} into the command")
+    return sys.stdin.buffer
+
+
+def check_standard_output(written):
+    """Find out, before any work is done, whether bytes can go to standard output.
+
+    Raises
+    ------
+    BitsegError
+        It is closed, or a terminal, which `written` would garble.
+    """
+    if sys.stdout is None:
+        raise BitsegError("standard output is closed; name a file with -o")
+    if sys.stdout.isatty():
+        raise BitsegError(f"standard output is the terminal; send {written} to a file or a pipe")
+
+
+def write_standard_output(data):
+    """Write bytes to standard output at once.
+
+    Raises
+    ------
+    BitsegError
+        The reader is gone, or the operating system refuses, for example because the disk is full.
+    """
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        abandon_standard_output()
+        raise BitsegError(f"standard output: cannot be written ({error.strerror or error})") from error
+
+
+def abandon_standard_output():
+    """Drop what waits to be written, because Python would try again, and complain, when it exits."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

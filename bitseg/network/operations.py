@@ -22,6 +22,11 @@ Layer = namedtuple("Layer", "convolution filters")
 Rounding = namedtuple("Rounding", "stream_bits activation_bits shortcut_multiplier kernel")
 
 
+def available_threads():
+    """How many threads run at the same time: one for each processor this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Operations:
     """The operations of `graph.Network` on Numba kernels.
 
@@ -43,12 +48,12 @@ class Operations:
 
     def __init__(self, threads=None, kernel="auto"):
         if threads is None:
-            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = available_threads()
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         check_kernel(kernel)
         self.threads, self.kernel = threads, kernel
-        self._pool = ThreadPoolExecutor(threads - 1, "bitseg") if threads > 1 else None
+        self._pool, self._process = None, None
 
     def prepare(self, convolution, weights):
         """Lay out a convolution and its `model_file.LayerWeights` for the kernel that suits it.
@@ -192,10 +197,19 @@ class Operations:
             kernel(*inputs, 0, height, *outputs)
             return
         bounds = [height * share // shares for share in range(shares + 1)]
-        others = [self._pool.submit(kernel, *inputs, *rows, *outputs) for rows in pairwise(bounds[1:])]
+        pool = self._other_threads()
+        others = [pool.submit(kernel, *inputs, *rows, *outputs) for rows in pairwise(bounds[1:])]
         kernel(*inputs, 0, bounds[1], *outputs)
         for other in others:
             other.result()
+
+    def _other_threads(self):
+        """The pool, started anew in a forked child, which has none of its parent's threads."""
+        if self._process != os.getpid():
+            # In this order: a thread that sees the process sees its pool.
+            self._pool = ThreadPoolExecutor(self.threads - 1, "bitseg")
+            self._process = os.getpid()
+        return self._pool
 
 
 def _pixels(stream):

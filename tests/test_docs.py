@@ -1,0 +1,225 @@
+"""The documentation runs as written: docstring examples, the guide, and the applications."""
+
+import contextlib
+import doctest
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bitseg
+
+ROOT = Path(__file__).parents[1]
+APPLICATIONS = ROOT / "docs" / "applications"
+MODULES = ("bitseg", *(f"bitseg.{name}" for name in ("images", "palette", "rle", "segmentation", "segmenter")))
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder but for the example photos, which is the current one."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_hold(workplace, name):
+    result = doctest.testmod(import_module(name))
+    assert result.attempted and not result.failed
+
+
+@pytest.mark.parametrize("name", ["load", "Segmenter.predict", "Segmenter.predict_many", "Segmentation.save"])
+def test_what_is_called_first_has_an_example(name):
+    function = bitseg
+    for part in name.split("."):
+        function = getattr(function, part)
+    assert ">>> " in function.__doc__
+
+
+def test_guide_runs_from_top_to_bottom_and_prints_what_it_says(workplace):
+    text = (ROOT / "docs" / "guide.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == text.count("```python\n") and text.count("```") == 2 * sum(1 + bool(b[1]) for b in blocks)
+    names = {"__name__": "guide"}
+    for code, expected in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "docs/guide.md", "exec"), names)
+        assert printed.getvalue() == expected, code
+
+
+def test_links_of_the_guide_lead_somewhere():
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "docs" / "guide.md").read_text())
+    assert {f"applications/{path.name}" for path in APPLICATIONS.glob("*.py")} <= set(links)
+    for link in links:
+        assert (ROOT / "docs" / link).exists(), link
+
+
+@contextlib.contextmanager
+def started(name, *arguments):
+    """An application that runs in its own process, ended at last."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(bitseg.__file__).parents[1])}
+    command = [sys.executable, str(APPLICATIONS / name), *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def finished(name, *arguments):
+    """Exit status, output and errors of an application that ends by itself."""
+    with started(name, *arguments) as process:
+        stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout, stderr
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_folder_watcher_treats_photos_as_they_appear(tmp_path, examples, chelsea):
+    inbox, outbox = tmp_path / "in", tmp_path / "out"
+    inbox.mkdir()
+    outbox.mkdir()
+    shutil.copy(examples / "chelsea.jpg", inbox)
+    (inbox / "notes.txt").write_text("no photo")
+    with started("folder_watcher.py", inbox, outbox, "--interval", "0.05") as watcher:
+        wait_for((outbox / "chelsea.jpg.mask.png").exists)
+        content = (examples / "astronaut.jpg").read_bytes()
+        (inbox / "cut.jpg").write_bytes(content[:20000])
+        shutil.copy(examples / "astronaut.jpg", inbox / "astronaut.JPG")
+        wait_for((outbox / "astronaut.JPG.mask.png").exists)
+        watcher.terminate()
+        stdout, stderr = watcher.communicate(timeout=30)
+    assert stdout.splitlines()[0] == f"{outbox / 'chelsea.jpg.mask.png'}: cat, background"
+    assert stderr.count("\n") <= 1 and "Traceback" not in stderr
+    assert sorted(os.listdir(outbox)) == ["astronaut.JPG.mask.png", "chelsea.jpg.mask.png"]
+    with Image.open(outbox / "chelsea.jpg.mask.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), chelsea.mask)
+
+
+def test_folder_watcher_reports_an_unusable_photo_once_and_goes_on_when_it_changes(tmp_path, examples):
+    inbox, outbox = tmp_path / "in", tmp_path / "out"
+    inbox.mkdir()
+    outbox.mkdir()
+    (inbox / "photo.jpg").write_bytes(b"no picture")
+    with started("folder_watcher.py", inbox, outbox, "--as", "overlay", "--interval", "0.05") as watcher:
+        assert watcher.stderr.readline().startswith(f"Error: {inbox / 'photo.jpg'}: not a picture")
+        time.sleep(0.3)
+        shutil.copy(examples / "chelsea.jpg", inbox / "photo.jpg")
+        wait_for((outbox / "photo.jpg.overlay.png").exists)
+        watcher.terminate()
+        assert watcher.communicate(timeout=30)[1] == ""
+
+
+def test_folder_watcher_refuses_one_folder_for_both(tmp_path):
+    status, _, stderr = finished("folder_watcher.py", tmp_path, tmp_path)
+    assert status == 2 and "give two folders" in stderr
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """Host and port of the HTTP endpoint."""
+    with started("http_endpoint.py", "--port", "0") as server:
+        yield server.stdout.readline().strip().removeprefix("http://")
+
+
+def answer_to(endpoint, method, path, body=None, headers=None):
+    """Status, content type and content of an answer."""
+    connection = http.client.HTTPConnection(endpoint, timeout=30)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, response.headers["Content-Type"], response.read()
+
+
+def test_endpoint_answers_a_photo_with_its_mask(endpoint, examples, chelsea):
+    status, content_type, content = answer_to(endpoint, "POST", "/mask", (examples / "chelsea.jpg").read_bytes())
+    assert status == 200 and content_type == "image/png"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), chelsea.mask)
+
+
+def test_endpoint_answers_a_photo_with_json(endpoint, examples, chelsea):
+    status, content_type, content = answer_to(endpoint, "POST", "/json", (examples / "chelsea.jpg").read_bytes())
+    assert status == 200 and content_type == "application/json"
+    assert json.loads(content) == chelsea.summary()
+
+
+@pytest.mark.parametrize(
+    "method, path, body, headers, status, line",
+    [
+        ("POST", "/mask", b"no picture", {}, 415, "picture data: not a picture"),
+        ("POST", "/mask", b"", {}, 415, "picture data: not a picture"),
+        ("POST", "/masks", b"photo", {}, 404, "no such path: POST a photo to /mask, "),
+        ("GET", "/mask", None, {}, 405, "POST a photo to /mask, "),
+        ("PUT", "/mask", b"photo", {}, 501, "Unsupported method"),
+        ("POST", "/mask", bytes(20_000_001), {}, 413, "too large: send at most 20 MB"),
+        ("POST", "/mask", None, {"Content-Length": "-1"}, 411, "send the photo with a Content-Length"),
+        ("POST", "/mask", None, {"Transfer-Encoding": "chunked"}, 411, "send the photo with a Content-Length"),
+    ],
+)
+def test_endpoint_refuses_with_one_line(endpoint, method, path, body, headers, status, line):
+    found_status, content_type, content = answer_to(endpoint, method, path, body, headers)
+    assert found_status == status and content_type.startswith("text/plain")
+    assert content.decode().startswith(line) and content.count(b"\n") == 1
+
+
+def test_endpoint_refuses_a_small_file_with_too_many_pixels(endpoint):
+    content = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(content, "PNG")
+    status, _, line = answer_to(endpoint, "POST", "/mask", content.getvalue())
+    assert status == 415 and b"too many pixels" in line
+
+
+def test_endpoint_keeps_a_connection_after_an_error(endpoint, examples):
+    connection = http.client.HTTPConnection(endpoint, timeout=30)
+    with contextlib.closing(connection):
+        for body, status in ((b"no picture", 415), ((examples / "chelsea.jpg").read_bytes(), 200)):
+            connection.request("POST", "/mask", body)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == status
+
+
+def test_privacy_filter_blurs_people_and_nothing_else(tmp_path, examples):
+    status, stdout, stderr = finished(
+        "privacy_filter.py", examples / "astronaut.jpg", examples / "chelsea.jpg", tmp_path / "missing.jpg", tmp_path
+    )
+    assert status == 1 and stderr == f"Error: {tmp_path / 'missing.jpg'}: not found; check the path\n"
+    assert stdout.split() == [str(tmp_path / f"{name}.blurred.jpg") for name in ("astronaut", "chelsea")]
+    before, after = (sharpness(path) for path in (examples / "astronaut.jpg", tmp_path / "astronaut.blurred.jpg"))
+    face, rocket = np.s_[80:170, 180:270], np.s_[20:250, 390:430]
+    assert after[face].mean() < 0.4 * before[face].mean()
+    assert after[rocket].mean() > 0.8 * before[rocket].mean()
+    before, after = (sharpness(path) for path in (examples / "chelsea.jpg", tmp_path / "chelsea.blurred.jpg"))
+    assert after.mean() > 0.8 * before.mean()
+
+
+def sharpness(path):
+    """How much each pixel differs from the next."""
+    with Image.open(path) as photo:
+        return np.abs(np.diff(np.asarray(photo.convert("L"), float), axis=1))
+
+
+def test_privacy_filter_replaces_nothing(tmp_path, examples):
+    (tmp_path / "chelsea.blurred.jpg").write_text("mine")
+    status, _, stderr = finished("privacy_filter.py", examples / "chelsea.jpg", tmp_path, "--model", "voc7-w2a2")
+    assert status == 1 and "exists already" in stderr and stderr.count("\n") == 1
+    assert (tmp_path / "chelsea.blurred.jpg").read_text() == "mine"
