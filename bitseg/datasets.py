@@ -93,6 +93,12 @@ _CAMVID_FRAMES = {
 }
 """SegNet's splits of the original frames: sequence and last frame of each of its parts, in order."""
 
+_SPLITS = ("train.txt", "val.txt", "train", "val")
+"""What a folder holds if its user has split it."""
+
+_HELD_OUT = 5
+"""Otherwise one photo in so many is not trained on."""
+
 _PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -230,7 +236,8 @@ def open_dataset(kind, root, split):
         32 colours become these 11 classes and whose frames SegNet's splits ``train``, ``val`` and ``test``.
         ``folder``: photos in ``images``, 8-bit PNG masks of the same names in ``masks``, and ``classes.txt`` with one
         class name a line, id 0 first; 255 is ignored. A split is a list ``SPLIT.txt`` of photo names, one a line, or
-        has its own ``SPLIT/images`` and ``SPLIT/masks``; the split ``all`` takes every photo in ``images``.
+        has its own ``SPLIT/images`` and ``SPLIT/masks``; the split ``all`` takes every photo in ``images``. With
+        neither for ``train`` nor for ``val``, every fifth photo by name belongs to ``val`` and the others to ``train``.
     root : path
         Folder of the data set.
     split : str
@@ -364,6 +371,9 @@ def _read_folder(root, split):
         raise DatasetError(f"{images}: not found; give the folder that holds images/, masks/ and classes.txt")
     elif split == "all" and not list_file.exists():
         photos = _photos(images)
+    elif split in ("train", "val") and not any((root / name).exists() for name in _SPLITS):
+        numbered = enumerate(_photos(images))
+        photos = [photo for number, photo in numbered if (number % _HELD_OUT == 0) == (split == "val")]
     else:
         advice = f"list the photos of the split in it, one name a line, or use {split}/images, or the split 'all'"
         found = _photos(images)

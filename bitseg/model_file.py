@@ -232,6 +232,9 @@ def _payload(model):
             # Of fixed length: libhdf5 2.0 loops forever on some damaged heaps of variable-length strings.
             file.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", len(encoded)))
         file["palette"] = model.palette
+        # HDF5 would note the time in groups that it makes on the way to others, and no two files were the same.
+        for name in ("layers", "streams"):
+            file.create_group(name)
         for name, convolution in model.architecture.convolutions().items():
             layer = model.layers[name]
             group = file.create_group(f"layers/{name}")

@@ -214,6 +214,16 @@ def test_the_split_all_of_a_folder_needs_no_list(own_folder):
     assert [photo.name for photo, _ in dataset.samples] == ["a.jpg", "b.PNG", "c d.jpeg"]
 
 
+def test_a_folder_that_its_user_has_not_split_keeps_every_fifth_photo_for_val(own_folder):
+    (own_folder / "val.txt").unlink()
+    for photo in "defgh":
+        save(own_folder / "images" / f"{photo}.jpg", PHOTO)
+        save(own_folder / "masks" / f"{photo}.png", [[0] * 6] * 4)
+    train, val = (open_dataset("folder", own_folder, split).samples for split in ("train", "val"))
+    assert [photo.stem for photo, _ in val] == ["a", "f"]
+    assert [photo.stem for photo, _ in train] == ["b", "c d", "d", "e", "g", "h"]
+
+
 def test_a_folder_may_have_a_folder_for_each_split(own_folder):
     (own_folder / "test").mkdir()
     for part in ("images", "masks"):

@@ -117,22 +117,23 @@ def test_estimated_statistics_leave_the_function_as_it_was():
         assert relative_error(network.train()(images)[4], expected) < 1e-3
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A calibrated network at 2-2 bits and its checkpoint."""
+    folder = tmp_path_factory.mktemp("start")
+    stages = tiny_training.stage("w2a2", (2, 2))
+    config = read_config(tiny_training.write_config(folder / "tiny.toml", stages))
+    network = random_network(config.architecture, seed=1)
+    network.set_bits(2, 2)
+    network.calibrate(random_input())
+    save_checkpoint(folder / "w2a2.pt", config, network)
+    return network.eval(), folder / "w2a2.pt"
+
+
 class TestStart:
     """Starts from a network at 2-2 bits."""
 
     PREPROCESSING = Preprocessing(MEAN, 58.0, 64)
-
-    @pytest.fixture(scope="class")
-    def trained(self, tmp_path_factory):
-        """A calibrated network and its checkpoint."""
-        folder = tmp_path_factory.mktemp("start")
-        stages = tiny_training.stage("w2a2", (2, 2))
-        config = read_config(tiny_training.write_config(folder / "tiny.toml", stages))
-        network = random_network(config.architecture, seed=1)
-        network.set_bits(2, 2)
-        network.calibrate(random_input())
-        save_checkpoint(folder / "w2a2.pt", config, network)
-        return network.eval(), folder / "w2a2.pt"
 
     def start(self, trained, quantizer="learned", **changes):
         """A network with some changes in its architecture that starts from the trained one."""

@@ -9,6 +9,7 @@ import re
 import secrets
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def assert_equal(first, second):
         {"weight_bits": 1, "activation_bits": 1, "stream_bits": 0},
         {"weight_bits": 3, "activation_bits": 5, "stream_bits": 4},
         {"weight_bits": 8, "activation_bits": 8},
+        {"reconstruction": "double_convolution"},
         {"encoder": "resnet34", "stem_channels": 7, "stage_channels": (7, 65, 1, 3), "branch_channels": (1, 1, 64, 2)},
         {"encoder": "resnet50", "stage_channels": (4, 12, 20, 8), "classes": ["only"]},
         {"classes": [f"class {i}" for i in range(255)]},
@@ -118,7 +120,18 @@ def test_model_survives_writing_and_reading(path, options):
     assert found.file_size == path.stat().st_size
 
 
-def test_same_model_gives_the_same_bytes(path, content):
+def test_without_a_reconstruction_it_is_a_residual_block(path, content):
+    def change(file):
+        architecture = json.loads(file.attrs["architecture"])
+        del architecture["reconstruction"]
+        set_text(file, "architecture", json.dumps(architecture))
+
+    path.write_bytes(tampered(content, change))
+    assert read_model(path).architecture.reconstruction == "residual_block"
+
+
+def test_same_model_gives_the_same_bytes_at_any_time(path, content):
+    time.sleep(1.1)  # HDF5 counts in seconds
     write_model(path, random_model())
     assert path.read_bytes() == content
 
@@ -272,6 +285,8 @@ def test_fifo_and_device_do_not_hang(path):
         (["architecture", "stream_bits"], -1),
         (["architecture", "stream_bits"], None),
         (["architecture", "stream_bits"], False),
+        (["architecture", "reconstruction"], "pyramid"),
+        (["architecture", "reconstruction"], None),
         (["architecture", "unknown"], 1),
         (["preprocessing", "mean"], [123, 117]),
         (["preprocessing", "mean"], [123, 117, 256]),
@@ -414,6 +429,7 @@ def test_small_file_cannot_ask_for_much_memory(path, content):
 
 FUZZ = """
 import sys
+import time
 from dataclasses import replace
 from bitseg.errors import ModelFileError
 from bitseg.model_file import read_model

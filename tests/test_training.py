@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_training
 from click.testing import CliRunner
-from tiny_training import random_input, random_network, torch
+from tiny_training import Stopped, random_input, random_network, stop_after, torch
 
 from bitseg.architecture import Preprocessing
 from bitseg.datasets import IGNORE, open_dataset
@@ -20,28 +20,11 @@ from tools.train.__main__ import main
 from tools.train.checkpoint import load_network, read_checkpoint, save_checkpoint
 from tools.train.config import config_from_dict, read_config
 from tools.train.data import Augmentation, Batches
-from tools.train.errors import TrainingError
+from tools.train.errors import DivergenceError, TrainingError
 from tools.train.prediction import predict_label_map
-from tools.train.trainer import Trainer
+from tools.train.trainer import Trainer, presence_loss
 
 pytestmark = pytest.mark.usefixtures("uncompiled_on_one_thread")
-
-
-class Stopped(Exception):
-    """Stands in for a crash."""
-
-
-def stop_after(monkeypatch, iterations):
-    """Let a run checkpoint after every iteration and crash in the one after the given number."""
-    monkeypatch.setattr(trainer_module, "CHECKPOINT_SECONDS", -1)
-    train_batch = Trainer._train_batch
-
-    def crash(trainer, *arguments):
-        if trainer.trained == iterations:
-            raise Stopped
-        return train_batch(trainer, *arguments)
-
-    monkeypatch.setattr(Trainer, "_train_batch", crash)
 
 
 SCHEDULE = tiny_training.stage("float"), tiny_training.stage("w2a2", (2, 2))
@@ -60,6 +43,14 @@ def finished(tiny_data, config_path, tmp_path_factory):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     return output
+
+
+def assert_ended_alike(one, other, trained):
+    """Two runs' last checkpoints hold the same weights and results, bit for bit."""
+    one, other = (read_checkpoint(folder / "checkpoint.pt") for folder in (one, other))
+    assert one["results"] == other["results"] and one["trained"] == other["trained"] == trained
+    assert set(one["network"]) == set(other["network"])
+    assert all(torch.equal(one["network"][name], other["network"][name]) for name in one["network"])
 
 
 class TestRun:
@@ -90,10 +81,7 @@ class TestRun:
             with pytest.raises(Stopped):
                 self.trainer(config_path, tiny_data, tmp_path).run()
         self.trainer(config_path, tiny_data, tmp_path).run()
-        one, other = (read_checkpoint(folder / "checkpoint.pt") for folder in (finished, tmp_path))
-        assert one["results"] == other["results"] and one["trained"] == other["trained"] == 8
-        assert set(one["network"]) == set(other["network"])
-        assert all(torch.equal(one["network"][name], other["network"][name]) for name in one["network"])
+        assert_ended_alike(finished, tmp_path, trained=8)
 
     def test_a_finished_run_can_be_extended(self, tiny_data, config_path, finished, tmp_path):
         shutil.copytree(finished, tmp_path / "run")
@@ -135,26 +123,105 @@ class TestRun:
         self.trainer(replace(config, name="other", preprocessing=preprocessing), tiny_data, finished).run()
 
     @pytest.mark.parametrize(
-        ("bits", "scales"),
+        ("bits", "scales", "changes"),
         [
-            ((32, 32), (32,)),
-            ((32, 32), (32, 16, 8, 4)),
-            ((8, 8), (32, 16, 8, 4)),
-            ((2, 2), (4,)),
-            ((1, 2), (32, 16, 8, 4)),
+            ((32, 32), (32,), {}),
+            ((32, 32), (32, 16, 8, 4), {}),
+            ((8, 8), (32, 16, 8, 4), {}),
+            ((2, 2), (4,), {}),
+            ((1, 2), (32, 16, 8, 4), {}),
+            ((2, 2), (32, 16, 8, 4), {"quantizer": "dorefa"}),
+            ((2, 2), (32, 16, 8, 4), {"reconstruction": "convolution"}),
         ],
+        ids=str,
     )
-    def test_a_stage_of_any_bits_and_scales_learns(self, tiny_data, tmp_path, monkeypatch, bits, scales):
-        # The same four crops again and again: what is learned by heart shows within few iterations.
-        sample = Batches._sample
+    def test_a_stage_of_any_bits_and_scales_learns(self, tiny_data, tmp_path, monkeypatch, bits, scales, changes):
+        stage = tiny_training.stage("only", bits, 30, 5e-3, scales)
+        config = read_config(tiny_training.write_config(tmp_path / "tiny.toml", stage))
+        if "reconstruction" in changes:
+            changes = {"architecture": replace(config.architecture, **changes)}
+        losses = self.losses_by_heart(monkeypatch)
+        self.trainer(replace(config, **changes), tiny_data, tmp_path / "run").run()
+        assert np.mean(losses[-5:]) < 0.85 * losses[0]
+
+    @staticmethod
+    def losses_by_heart(monkeypatch):
+        """List to which a run that sees the same four crops again and again will add its losses."""
+        sample, train_batch, losses = Batches._sample, Trainer._train_batch, []
         monkeypatch.setattr(Batches, "_sample", lambda batches, position: sample(batches, position % 4))
         monkeypatch.setattr(trainer_module, "WARM_UP_ITERATIONS", 1)
-        losses = []
-        train_batch = Trainer._train_batch
         monkeypatch.setattr(Trainer, "_train_batch", lambda *batch: losses.append(train_batch(*batch)) or losses[-1])
-        stage = tiny_training.stage("only", bits, 30, 5e-3, scales)
-        self.trainer(tiny_training.write_config(tmp_path / "tiny.toml", stage), tiny_data, tmp_path / "run").run()
-        assert np.mean(losses[-5:]) < 0.85 * losses[0]
+        return losses
+
+    def test_a_stage_of_classification_learns_and_the_next_one_segments(self, tiny_data, tmp_path, monkeypatch):
+        classify = {"task": "classification", "scales": (32,), "evaluate": False}
+        stages = tiny_training.stage("classify", (32, 32), 20, 5e-3, **classify), tiny_training.stage("segment")
+        losses = self.losses_by_heart(monkeypatch)
+        trainer = self.trainer(tiny_training.write_config(tmp_path / "c.toml", *stages), tiny_data, tmp_path / "run")
+        trainer.run()
+        # Of 7 classes all but 3 are in no picture.
+        assert np.mean(losses[15:20]) < 0.7 * losses[0] < 0.7
+        assert list(trainer.results) == ["segment"], "a stage that is not to be evaluated is not"
+
+    def test_a_stage_may_learn_from_an_earlier_stage_of_the_run(self, tiny_data, tmp_path, monkeypatch):
+        stages = tiny_training.stage("float"), tiny_training.stage("w2a2", (2, 2), 25, 5e-3, distillation=4.0)
+        config, output = tiny_training.write_config(tmp_path / "d.toml", *stages), tmp_path / "run"
+        losses = self.losses_by_heart(monkeypatch)
+        trainer = self.trainer(config, tiny_data, output, teacher=output / "float.pt")
+        trainer.run()
+        assert np.mean(losses[-5:]) < 0.85 * losses[4]
+        teacher = load_network(output / "float.pt")[0].state_dict()
+        assert all(torch.equal(value, teacher[name]) for name, value in trainer.teacher.network.state_dict().items())
+        # The teacher adds to the loss: without it the same first batch costs less.
+        alone = replace(trainer.config.stages[1], distillation=0.0, iterations=1)
+        losses_with = losses[4]
+        losses.clear()
+        without = replace(trainer.config, stages=(trainer.config.stages[0], alone))
+        self.trainer(without, tiny_data, tmp_path / "without").run()
+        assert losses[4] < losses_with
+
+    def test_a_teacher_that_does_not_fit_is_refused(self, tiny_data, tmp_path, finished):
+        stage = tiny_training.stage("w2a2", (2, 2), distillation=1.0)
+        config = read_config(tiny_training.write_config(tmp_path / "d.toml", stage))
+        with pytest.raises(TrainingError, match=r"a stage has distillation: give .* with --teacher"):
+            self.trainer(config, tiny_data, tmp_path / "run")
+        narrow = replace(config, architecture=replace(config.architecture, stage_channels=(8, 8, 8, 8)))
+        with pytest.raises(TrainingError, match="the teacher's stage_channels is"):
+            self.trainer(narrow, tiny_data, tmp_path / "run", teacher=finished / "float.pt").run()
+        grey = replace(config, preprocessing=Preprocessing((128, 128, 128), 58.0, 64))
+        with pytest.raises(TrainingError, match=r"float.pt: its mean is \(123, 117, 104\), but the configuration's"):
+            self.trainer(grey, tiny_data, tmp_path / "other", teacher=finished / "float.pt").run()
+
+    def test_patience_counts_from_the_lowest_mean_loss(self, tiny_data, config_path, tmp_path, monkeypatch):
+        monkeypatch.setattr(trainer_module, "LOSS_WINDOW", 2)
+        trainer = self.trainer(config_path, tiny_data, tmp_path)
+        stage = replace(trainer.config.stages[0], patience=3)
+        flat = []
+        for loss in (9, 5, 4, 6, 3, 3, 8, 2, 9, 9):
+            trainer._note_loss(loss)
+            flat.append(trainer._is_flat(stage))
+        # Means of two: 7, 4.5, 5, 4.5, 3, 5.5, 5, 5.5, 9: the lowest after iteration 6.
+        assert flat.index(True) == 8
+        assert not trainer._is_flat(replace(stage, patience=0))
+
+    def test_patience_ends_a_stage_early_and_at_the_same_iteration_after_a_crash(
+        self, tiny_data, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(trainer_module, "LOSS_WINDOW", 3)
+        # Nothing is learned at these rates: the loss is noise.
+        stages = [tiny_training.stage(name, (32, 32), 40, 1e-9, patience=4) for name in ("one", "two")]
+        config = tiny_training.write_config(tmp_path / "p.toml", *stages)
+        self.trainer(config, tiny_data, tmp_path / "whole").run()
+        trained = [read_checkpoint(tmp_path / "whole" / f"{name}.pt")["trained"] for name in ("one", "two")]
+        assert 7 <= trained[0] < 40 and 7 <= trained[1] - trained[0] < 40
+        for iterations in (5, trained[0] - 1, trained[0] + 4):
+            with monkeypatch.context() as context:
+                stop_after(context, iterations)
+                with pytest.raises(Stopped):
+                    self.trainer(config, tiny_data, tmp_path / "stopped").run()
+        self.trainer(config, tiny_data, tmp_path / "stopped").run()
+        assert read_checkpoint(tmp_path / "stopped" / "one.pt")["trained"] == trained[0]
+        assert_ended_alike(tmp_path / "whole", tmp_path / "stopped", trained[1])
 
     def test_crops_without_a_counted_pixel_do_no_harm(self, tiny_data, config_path, tmp_path):
         trainer = self.trainer(config_path, tiny_data, tmp_path)
@@ -165,7 +232,7 @@ class TestRun:
     def test_a_diverged_run_says_so(self, tiny_data, config_path, tmp_path):
         trainer = self.trainer(config_path, tiny_data, tmp_path)
         trainer.network.branch32.classifier.conv.bias.data.fill_(math.nan)
-        with pytest.raises(TrainingError, match="the loss is nan at iteration 0 of stage 'float'"):
+        with pytest.raises(DivergenceError, match="the loss is nan at iteration 0 of stage 'float'"):
             trainer.run()
 
     def test_the_report_shows_loss_rate_and_time_left_of_the_whole_run(self, tiny_data, config_path, tmp_path, capsys):
@@ -213,12 +280,19 @@ class TestRun:
             (["{config}", "--data", "missing"], "Error: missing/train.txt: not found; give the folder"),
             (["{config}", "--data", "{data}", "--pretrained", "no.npz"], "Error: no.npz: no such file of pretrained"),
             (["{config}", "--data", "{data}", "--start", "no.pt"], "Error: no.pt: no such checkpoint"),
+            (["{distilling}", "--data", "{data}"], "Error: a stage has distillation: give the network to learn from"),
         ],
     )
     def test_the_command_line_says_in_one_line_what_is_wrong(
         self, tiny_data, config_path, tmp_path, arguments, message
     ):
-        arguments = [argument.format(config=config_path, data=tiny_data) for argument in arguments]
+        distilling = tiny_training.stage("w2a2", (2, 2), distillation=1.0)
+        paths = {
+            "config": config_path,
+            "data": tiny_data,
+            "distilling": tiny_training.write_config(tmp_path / "distilling.toml", distilling),
+        }
+        arguments = [argument.format(**paths) for argument in arguments]
         result = CliRunner().invoke(main, [*arguments, "--output", str(tmp_path / "run")])
         assert result.exit_code == 1
         assert result.stderr.splitlines()[-1].startswith(message)
@@ -245,3 +319,30 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         save_checkpoint(path, config, network, iteration=2)
     assert read_checkpoint(path)["iteration"] == 1
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint.pt", "tiny.toml"]
+
+
+class TestPresence:
+    def test_hand_computed_loss(self):
+        # One picture, mean scores 0, ln 3 and 0; classes 0 and 1 are there, 2 is not, and void is no class.
+        scores = torch.tensor([[0.0, 0.0], [math.log(3) - 1, math.log(3) + 1], [2.0, -2.0]]).view(1, 3, 1, 2)
+        labels = torch.tensor([[0, 1], [IGNORE, 1]])[None]
+        expected = -(math.log(0.5) + math.log(0.75) + math.log(0.5)) / 3
+        assert presence_loss(scores, labels).item() == pytest.approx(expected)
+
+    def test_which_classes_are_there_is_learned(self):
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.zeros(8, 64, 64, dtype=torch.int64)
+        labels[::2, :20, :20], labels[::4, 40:, 40:], labels[1, 40:, 40:] = 1, 2, 2
+        colours = torch.tensor([[0.0, 0, 0], [2, -1, 0], [-1, 0, 2]])
+        images = colours[labels].permute(0, 3, 1, 2) + 0.1 * torch.randn(8, 3, 64, 64, generator=generator)
+        network = random_network(tiny_training.tiny_architecture())
+        network.set_bits(2, 2)
+        network.calibrate(images)
+        optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+        for _ in range(40):
+            loss = presence_loss(network(images, (32,))[32], labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        present = torch.stack([(labels == index).flatten(1).any(1) for index in range(3)], 1)
+        assert torch.equal(network(images, (32,))[32].mean((2, 3)) > 0, present)

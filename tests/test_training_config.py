@@ -1,12 +1,13 @@
 """The configuration of a training run: what is accepted, what is refused and how."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny_training
 
 from bitseg.errors import DatasetError
-from tools.train.config import config_from_dict, read_config
+from tools.train.config import config_from_dict, read_config, read_toml
 from tools.train.errors import TrainingError
 
 
@@ -50,6 +51,13 @@ class TestConfig:
             ("stage", "iterations", 0, "stage 'float': iterations must be at least 1"),
             ("stage", "encoder_rate", -1.0, "stage 'float': learning rates must be positive"),
             ("stage", "name", "checkpoint", "stage 'checkpoint': the name must suit a file and not be 'checkpoint'"),
+            (None, "quantizer", "pact", "quantizer must be one of learned, dorefa"),
+            ("architecture", "reconstruction", "fpn", "reconstruction must be one of residual_block, convolution, "),
+            ("stage", "distillation", -1.0, "stage 'float': distillation must not be negative"),
+            ("stage", "patience", -1, "stage 'float': patience must not be negative"),
+            ("stage", "task", "detection", "stage 'float': task must be 'segmentation' or 'classification'"),
+            ("stage", "task", "classification", r"stage 'float': classification needs scales = \[32\]"),
+            ("stage", "evaluate", "yes", "stages: 'evaluate' must be of type bool, not 'yes'"),
             ("stage", "name", "../w2a2", "stage '../w2a2': the name must suit a file"),
         ],
     )
@@ -89,3 +97,55 @@ class TestConfig:
         for name, message in {"missing.toml": "missing.toml: cannot be read", "text.toml": "not valid TOML"}.items():
             with pytest.raises(TrainingError, match=message):
                 read_config(tmp_path / name)
+
+
+class TestBase:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """A folder with a whole configuration, ``base.toml``."""
+        path = tiny_training.write_config(tmp_path / "base.toml", tiny_training.stage("float"))
+        path.write_text(path.read_text() + '\n[experiment]\ntitle = "base"\n')
+        return tmp_path
+
+    def write(self, folder, name, text):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+        return folder / name
+
+    def test_what_a_file_lacks_is_that_of_its_base(self, folder):
+        stages = tiny_training.stage("w2a2", (2, 2)) + tiny_training.stage("w1a2", (1, 2))
+        path = self.write(
+            folder, "tables/own.toml", f'base = "../base.toml"\nseed = 9\n[augmentation]\ncrop = 64\n{stages}'
+        )
+        config, base = read_config(path), read_config(folder / "base.toml")
+        assert config.seed == 9 and config.batch_size == base.batch_size
+        assert config.augmentation == replace(base.augmentation, crop=64), "tables are merged entry by entry"
+        assert [stage.name for stage in config.stages] == ["w2a2", "w1a2"], "stages are replaced as a whole"
+        assert (config.architecture.weight_bits, config.architecture.activation_bits) == (1, 2)
+
+    def test_a_base_may_have_a_base(self, folder):
+        self.write(folder, "middle.toml", 'base = "base.toml"\nseed = 9\nbatch_size = 2')
+        config = read_config(self.write(folder, "own.toml", 'base = "middle.toml"\nseed = 10'))
+        assert (config.seed, config.batch_size, config.name) == (10, 2, "tiny")
+
+    def test_the_experiment_of_a_base_is_not_inherited(self, folder):
+        path = self.write(folder, "own.toml", 'base = "base.toml"\n[experiment]\nposition = 1')
+        assert read_toml(path)["experiment"] == {"position": 1}
+        assert "experiment" not in read_toml(self.write(folder, "other.toml", 'base = "base.toml"'))
+        assert read_toml(folder / "base.toml")["experiment"] == {"title": "base"}
+
+    def test_bases_that_cannot_be_used_are_named(self, folder):
+        self.write(folder, "a.toml", 'base = "b.toml"')
+        self.write(folder, "b.toml", 'base = "./a.toml"')
+        for base, message in {
+            '"missing.toml"': r"missing\.toml: cannot be read",
+            "3": r"own\.toml: base must be the name of a file, not 3",
+            '"own.toml"': r"own\.toml: is its own base; remove the entry base from it",
+            '"a.toml"': r"a\.toml: is its own base",
+        }.items():
+            with pytest.raises(TrainingError, match=message):
+                read_config(self.write(folder, "own.toml", f"base = {base}"))
+
+    def test_what_is_wrong_is_said_of_the_file_that_was_asked_for(self, folder):
+        with pytest.raises(TrainingError, match=r"own\.toml: batch_size must be at least 1"):
+            read_config(self.write(folder, "own.toml", 'base = "base.toml"\nbatch_size = 0'))

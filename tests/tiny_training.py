@@ -3,6 +3,7 @@
 Importing this skips a module of tests where the training code cannot run; so they have ``torch`` from here.
 """
 
+import json
 import sys
 from dataclasses import replace
 
@@ -15,23 +16,14 @@ if sys.version_info < (3, 11):
     pytest.importorskip("tomli", reason="the training code reads TOML: see tools/requirements.txt")
 
 from bitseg.architecture import Architecture  # noqa: E402 -- what needs PyTorch is imported once it is known to be there
+from tools.train import trainer as trainer_module  # noqa: E402
 from tools.train.network import BitFCN  # noqa: E402
+from tools.train.trainer import Trainer  # noqa: E402
 
 MEAN = (123, 117, 104)
 
 COLOURS = {0: (120, 120, 120), 8: (230, 60, 40), 12: (40, 90, 220)}
 """Colour of the rectangles by PASCAL VOC id: background, cat, dog."""
-
-STAGE = """
-[[stages]]
-name = "{name}"
-weight_bits = {bits[0]}
-activation_bits = {bits[1]}
-iterations = {iterations}
-encoder_rate = {rate}
-decoder_rate = {rate}
-scales = {scales}
-"""
 
 CONFIG = """
 name = "tiny"
@@ -82,9 +74,11 @@ def write_data(folder, photos=8, seed=0):
     return folder
 
 
-def stage(name, bits=(32, 32), iterations=4, rate=2e-3, scales=(32, 16, 8, 4)):
-    """One stage of a configuration, as TOML."""
-    return STAGE.format(name=name, bits=bits, iterations=iterations, rate=rate, scales=list(scales))
+def stage(name, bits=(32, 32), iterations=4, rate=2e-3, scales=(32, 16, 8, 4), **entries):
+    """One stage of a configuration, as TOML; further entries by name."""
+    entries |= {"name": name, "weight_bits": bits[0], "activation_bits": bits[1], "iterations": iterations}
+    entries |= {"encoder_rate": rate, "decoder_rate": rate, "scales": list(scales)}
+    return "\n[[stages]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in entries.items())
 
 
 def write_config(path, *stages):
@@ -114,3 +108,20 @@ def random_input(seed=0, batch=2, side=64):
 def relative_error(found, expected):
     """Distance between two tensors relative to the second."""
     return float((found - expected).norm() / expected.norm())
+
+
+class Stopped(Exception):
+    """Stands in for a crash."""
+
+
+def stop_after(monkeypatch, iterations):
+    """Let a run checkpoint after every iteration and crash in the one after the given number."""
+    monkeypatch.setattr(trainer_module, "CHECKPOINT_SECONDS", -1)
+    train_batch = Trainer._train_batch
+
+    def crash(trainer, *arguments):
+        if trainer.trained == iterations:
+            raise Stopped
+        return train_batch(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "_train_batch", crash)

@@ -189,5 +189,6 @@ def normalise(images, preprocessing):
     tensor of float32, shape (batch, 3, height, width)
         In channels-last memory order.
     """
-    x = (images.float() - torch.tensor(preprocessing.mean, dtype=torch.float32)) / preprocessing.scale
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float32, device=images.device)
+    x = (images.float() - mean) / preprocessing.scale
     return x.permute(0, 3, 1, 2)

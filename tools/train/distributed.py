@@ -10,18 +10,24 @@ from .errors import TrainingError
 
 
 def join_processes():
-    """Meet the other processes, if torchrun started this one; on GPUs each takes its own."""
+    """Meet the other processes, if torchrun started this one."""
     if "RANK" in os.environ:
-        on_gpu = torch.cuda.is_available()
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        if device().type == "cuda":
+            torch.cuda.set_device(device())
+        dist.init_process_group("nccl" if device().type == "cuda" else "gloo")
 
 
 def leave_processes():
     """Take leave of the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def device():
+    """What this process computes on: a GPU of its own where there are any, otherwise the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def rank():

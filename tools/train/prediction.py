@@ -26,12 +26,12 @@ def predict_label_map(network, image, preprocessing):
         Class ids: the arg-max of the stride-4 scores, bilinearly upsampled.
     """
     height, width = image.shape[:2]
-    padded = torch.from_numpy(_pad(image, preprocessing.mean))[None]
+    weight = next(network.parameters())
+    padded = torch.from_numpy(_pad(image, preprocessing.mean)).to(weight.device)[None]
     network.eval()
-    precision = next(network.parameters()).dtype
-    scores = network(normalise(padded, preprocessing).to(precision), scales=(4,))[4]
+    scores = network(normalise(padded, preprocessing).to(weight.dtype), scales=(4,))[4]
     scores = F.interpolate(scores, scale_factor=4, mode="bilinear", align_corners=False)
-    return scores[0, :, :height, :width].argmax(0).numpy().astype(np.uint8)
+    return scores[0, :, :height, :width].argmax(0).cpu().numpy().astype(np.uint8)
 
 
 def _pad(image, mean):

@@ -65,15 +65,17 @@ class Trainer:
         if teacher is None and any(stage.distillation for stage in config.stages):
             raise TrainingError("a stage has distillation: give the network to learn from with --teacher")
         self.config, self.output, self.command, self.workers = config, output, command, workers
+        self.device = distributed.device()
         self.teacher_path, self.teacher = teacher, None
         train_set = open_dataset(config.dataset, data, "train")
         self.val_set = open_dataset(config.dataset, data, "val")
         batches = train_set, config.augmentation, config.preprocessing.mean, config.batch_size, config.seed
         self.batches = Batches(*batches, part=distributed.share(config.batch_size))
-        self.calibration_images = normalise(Batches(*batches)[0][0], config.preprocessing)
-        self.class_weights = class_weights(train_set) if config.class_weights == "log" else None
+        self.calibration_images = normalise(Batches(*batches)[0][0].to(self.device), config.preprocessing)
+        self.class_weights = class_weights(train_set).to(self.device) if config.class_weights == "log" else None
         torch.manual_seed(config.seed)
-        self.network = BitFCN(config.architecture, config.quantizer).to(memory_format=torch.channels_last)
+        network = BitFCN(config.architecture, config.quantizer)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
         self.stage_index, self.iteration, self.trained = 0, 0, 0
         self.losses, self.best_loss, self.best_iteration = deque(maxlen=LOSS_WINDOW), math.inf, 0
         self.results = {}
@@ -138,7 +140,7 @@ class Trainer:
     def _load_teacher(self):
         network, preprocessing = load_trained(self.teacher_path)
         require_same(self.teacher_path, vars(preprocessing), vars(self.config.preprocessing), ("mean", "scale"))
-        self.teacher = Teacher(network.to(memory_format=torch.channels_last))
+        self.teacher = Teacher(network.to(self.device, memory_format=torch.channels_last))
         self.teacher.check(self.network)
 
     def _train(self, stage):
@@ -176,9 +178,9 @@ class Trainer:
         """One step of the optimiser; returns the loss."""
         self._set_rates(stage)
         network.train()
-        images = normalise(images, self.config.preprocessing)
+        images, labels = normalise(images.to(self.device), self.config.preprocessing), labels.to(self.device)
         with (
-            torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16),
             recorded_streams(self.network) as streams,
         ):
             predicted = network(images, stage.scales)
@@ -235,7 +237,6 @@ class Trainer:
             )
             self.results[stage.name] = {"stage": stage.name, **scores(confusion, self.val_set)}
             print(json.dumps(self.results[stage.name]), flush=True)
-        distributed.wait()
         self.stage_index += 1
         self.iteration = 0
         self.losses.clear()
@@ -243,6 +244,7 @@ class Trainer:
         self.optimizer = None
         self._save(stage.name)
         self._save(RUN_CHECKPOINT)
+        distributed.wait()  # the next stage may read the checkpoint of this one as its teacher
 
     def _checkpoint(self, name):
         return self.output / f"{name}.pt"
