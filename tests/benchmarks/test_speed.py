@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bitseg.images import read_image, resize
+from bitseg.kernels import simd
 from bitseg.network.graph import Network
 from bitseg.network.layout import pack_bit_planes
 from bitseg.network.operations import Operations
@@ -32,6 +33,8 @@ LAYERS = [
     "branch4.block.conv1",
 ]
 
+needs_byte_shuffle = pytest.mark.skipif(not simd.has_byte_shuffle(), reason="the look-up kernel needs AVX2")
+
 
 def _stride(name):
     """Stride of a layer's input with respect to the image."""
@@ -40,10 +43,11 @@ def _stride(name):
     return 2 ** (int(name.split("stage")[1][0]) + 1)
 
 
+@pytest.mark.parametrize("kernel", ["popcount", "dot", pytest.param("lookup", marks=needs_byte_shuffle)])
 @pytest.mark.parametrize("bits", ["1-2", "2-2"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer(benchmark, name, bits):
-    network = Network(preset_model("thin50", bits), Operations(1))
+def test_layer(benchmark, name, bits, kernel):
+    network = Network(preset_model("thin50", bits), Operations(1, kernel))
     layer = network.layers[name]
     convolution = layer.convolution
     height, width = SIZE[1] // _stride(name), SIZE[0] // _stride(name)
