@@ -99,6 +99,19 @@ def test_convolution_equals_numpy(shape, weight_bits, input_bits, threads, kerne
     assert np.array_equal(unpack_bit_planes(result, convolution.out_channels), expected)
 
 
+@pytest.mark.parametrize("output_bits", range(1, 9))
+def test_results_of_any_bits_equal_numpy_at_ties_and_extremes(generator, output_bits):
+    # Products and offsets that lie half between two codes, rise or fall, never change, or pass all codes at once.
+    convolution, weights, codes = random_layer(generator, (9, 9, 40, 200, 3, 1), 2, 2, output_bits)
+    multiplier = generator.choice(np.array([0, 0.5, -0.5, 0.25, -1, 1e-9, 3e7, -3e7, 1e-3], np.float32), 200)
+    offset = generator.choice(np.array([0, 0.5, 1.5, -0.5, 100, -1e9], np.float32), 200)
+    weights = LayerWeights(weights.codes, multiplier, offset)
+    operations, plain = Operations(2), ReferenceOperations()
+    result = operations.convolve(pack_bit_planes(codes, 2), operations.prepare(convolution, weights))
+    expected = plain.convolve(codes, plain.prepare(convolution, weights))
+    assert np.array_equal(unpack_bit_planes(result, 200), expected)
+
+
 def test_the_largest_sums_do_not_overflow():
     convolution = Convolution(512, 8, 3, 1, 8, 8, 8)
     weights = LayerWeights(

@@ -3,6 +3,8 @@
 A kernel works on the rows of the output that it gets, a few pixels at a time, so that the sums of all their channels
 stay in the first-level cache: no full-size integer or float map is written to memory. The sums themselves come from
 `popcount`, `lookup` or `dot`; the type of the filters says from which, and all give the same.
+
+Arguments that may be None choose what is compiled: of branches on them Numba keeps those that apply.
 """
 
 from collections import namedtuple
@@ -41,9 +43,10 @@ def begin_row(planes, filters, space, y):
 
 
 def convolve_pixels(planes, filters, space, y, x0, x1, sums):
-    """Unsigned integer sums of output pixels x0 to x1 of row `y`.
+    """Integer sums of output pixels x0 to x1 of row `y`.
 
-    sums : int32, shape (at least x1 - x0, out). Receives ``sum(a * q)``; the rest is done by `scale`.
+    sums : int32, shape (at least x1 - x0, out)
+        Receives ``sum(a * w)`` for the stored weights w, which are the codes q or differ from them by a constant.
     """
 
 
@@ -67,7 +70,7 @@ def _convolve_pixels(planes, filters, space, y, x0, x1, sums):
 
 @kernel
 def _center(planes, filters, y, x):
-    """``levels * sum(a)`` over the window of an output pixel: ``sum(a (2 q - levels)) = 2 sum(a q) - center``."""
+    """What makes the sum of an output pixel signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``."""
     top = y * filters.stride + planes.margin - filters.padding
     left = x * filters.stride + planes.margin - filters.padding
     window = 0
@@ -79,7 +82,7 @@ def _center(planes, filters, y, x):
 
 @kernel
 def scale(sums, position, center, filters, channel):
-    """``t * multiplier + offset`` for 16 channels, ``t = 2 sum(a q) - center``; each step rounded to float32."""
+    """``t * multiplier + offset`` for 16 channels, ``t = 2 sum(a w) - center``; each step rounded to float32."""
     total = simd.load_i32x16(sums, position)
     total = simd.subtract(simd.add(total, total), simd.broadcast_i32x16(center))
     value = simd.multiply_float(simd.i32x16_to_f32x16(total), simd.load_f32x16(filters.multiplier, channel))
@@ -94,7 +97,7 @@ def round_to_codes(value, largest):
 
 
 @kernel
-def _scratch(channels, width):
+def scratch_sums(channels, width):
     """Sums of as many pixels as fit the cache."""
     return np.zeros((min(width, max(4, SUMS_IN_CACHE // channels)), channels), np.int32)
 
@@ -109,7 +112,7 @@ def convolve_to_planes(planes, filters, steps, largest, share, width, result):
         Largest code; used where there are no steps.
     """
     channels = filters.multiplier.size
-    sums = _scratch(channels, width)
+    sums = scratch_sums(channels, width)
     codes = np.empty(sums.shape, np.uint8)
     space = workspace(planes, filters)
     y = take_row(share)
@@ -158,7 +161,7 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
         Another convolution, which is added.
     """
     _, width, channels = stream.shape
-    sums = _scratch(channels, width)
+    sums = scratch_sums(channels, width)
     space = workspace(planes, filters)
     if projection is not None:
         block_planes, block_filters = projection
@@ -223,7 +226,7 @@ def convolve_to_scores(planes, filters, share, scores):
     """Convolve and scale to float32 scores of shape (classes, height, width)."""
     classes, _, width = scores.shape
     channels = filters.multiplier.size
-    sums = _scratch(channels, width)
+    sums = scratch_sums(channels, width)
     space = workspace(planes, filters)
     values = np.empty((len(sums), -(-classes // 16) * 16), np.float32)
     y = take_row(share)

@@ -27,7 +27,7 @@ multiplier, offset : float32, shape (64 * ceil(out / 64),)
     Turn the integer sum t into ``t * multiplier + offset``; 0 past the last channel.
 kernel, stride, padding : int
 levels : int
-    Largest weight code, ``2**bits - 1``.
+    Largest weight code, ``2**bits - 1``: times the sum of a window it is what `convolution.scale` takes off.
 """
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from . import dot, simd
 from .bitplanes import clear_border
-from .convolution import SUMS_IN_CACHE, pack_stream, round_to_codes, scale
+from .convolution import pack_stream, round_to_codes, scale, scratch_sums
 from .jit import kernel
 from .sharing import next_row, take_row
 
@@ -39,7 +39,7 @@ def stem_rows(image, filters, rounding, share, stream, result):
     height, width, channels = stream.shape
     # Row y of the convolution is in place y % 3 until the pooling has passed it.
     codes = np.empty((3, 2 * width, channels), np.uint8)
-    sums = np.zeros((min(2 * width, SUMS_IN_CACHE // channels), channels), np.int32)
+    sums = scratch_sums(channels, 2 * width)
     windows = np.empty(2 * width, np.int32)
     upcoming = 0
     y = take_row(share)

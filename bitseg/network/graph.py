@@ -60,7 +60,7 @@ class Network:
         Source: Wen et al. 2016, section 3; Laplacian refinement: Ghiasi & Fowlkes 2016.
         """
         self._check(image)
-        return self.operations.run(self._scores, image)
+        return self.operations.run(self.compute_scores, image)
 
     @staticmethod
     def _check(image):
@@ -69,7 +69,8 @@ class Network:
         if 0 in image.shape or image.shape[0] % SIZE_MULTIPLE or image.shape[1] % SIZE_MULTIPLE:
             raise ValueError(f"the image has {image.shape[:2]} pixels: pad it to multiples of {SIZE_MULTIPLE}")
 
-    def _scores(self, image):
+    def compute_scores(self, image):
+        """`scores` without checks and plan: the operations one by one."""
         operations = self.operations
         features = self._encode(image)
         scores = None
@@ -99,10 +100,11 @@ class Network:
             Class ids.
         """
         self._check(image)
-        return self.operations.run(self._label_map, image, shape, inside)
+        return self.operations.run(self.compute_label_map, image, shape, inside)
 
-    def _label_map(self, image, shape, inside):
-        return self.operations.label_map(self._scores(image), shape, inside)
+    def compute_label_map(self, image, shape, inside):
+        """`label_map` without checks and plan."""
+        return self.operations.label_map(self.compute_scores(image), shape, inside)
 
     def _encode(self, image):
         """Activations of the four stages, fine to coarse."""

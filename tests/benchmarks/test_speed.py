@@ -15,6 +15,7 @@ import pytest
 
 from bitseg.cost import network_cost
 from bitseg.images import read_image, resize
+from bitseg.kernels import simd
 from bitseg.network.graph import Network
 from bitseg.network.layout import pack_bit_planes
 from bitseg.network.operations import Operations
@@ -33,11 +34,14 @@ LAYERS = [
     "branch4.block.conv1",
 ]
 
+needs_byte_shuffle = pytest.mark.skipif(not simd.has_byte_shuffle(), reason="the look-up kernel needs AVX2")
 
+
+@pytest.mark.parametrize("kernel", ["popcount", "dot", pytest.param("lookup", marks=needs_byte_shuffle)])
 @pytest.mark.parametrize("bits", ["1-2", "2-2"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer(benchmark, name, bits):
-    network = Network(preset_model("thin50", bits), Operations(1))
+def test_layer(benchmark, name, bits, kernel):
+    network = Network(preset_model("thin50", bits), Operations(1, kernel))
     layer = network.layers[name]
     (cost,) = (cost for cost in network_cost(network.architecture, SIZE[1], SIZE[0]).layers if cost.name == name)
     convolution = layer.convolution
