@@ -21,7 +21,8 @@ from PIL import Image
 import bitseg
 
 ROOT = Path(__file__).parents[1]
-APPLICATIONS = ROOT / "docs" / "applications"
+DOCS = ROOT / "docs"
+APPLICATIONS = DOCS / "applications"
 MODULES = ("bitseg", *(f"bitseg.{name}" for name in ("images", "palette", "rle", "segmentation", "segmenter")))
 
 
@@ -47,23 +48,29 @@ def test_what_is_called_first_has_an_example(name):
     assert ">>> " in function.__doc__
 
 
-def test_guide_runs_from_top_to_bottom_and_prints_what_it_says(workplace):
-    text = (ROOT / "docs" / "guide.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_python_runs_from_top_to_bottom_and_prints_what_the_page_says(workplace, page):
+    text = (ROOT / page).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) == text.count("```python\n") and text.count("```") == 2 * sum(1 + bool(b[1]) for b in blocks)
     names = {"__name__": "guide"}
     for code, expected in blocks:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, "docs/guide.md", "exec"), names)
+            exec(compile(code, page, "exec"), names)
         assert printed.getvalue() == expected, code
 
 
-def test_links_of_the_guide_lead_somewhere():
-    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "docs" / "guide.md").read_text())
-    assert {f"applications/{path.name}" for path in APPLICATIONS.glob("*.py")} <= set(links)
+@pytest.mark.parametrize("page", ["README.md", "weights/README.md", *(f"docs/{p.name}" for p in DOCS.glob("*.md"))])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     for link in links:
-        assert (ROOT / "docs" / link).exists(), link
+        assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_guide_leads_to_every_application():
+    links = re.findall(r"\]\(([^)]+)\)", (DOCS / "guide.md").read_text())
+    assert {f"applications/{path.name}" for path in APPLICATIONS.glob("*.py")} <= set(links)
 
 
 @contextlib.contextmanager
