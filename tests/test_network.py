@@ -3,12 +3,13 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 from models import random_model
 
 from bitseg.images import read_image, resize
-from bitseg.kernels.sharing import next_row
+from bitseg.kernels.sharing import next_row, take_row
 from bitseg.network.graph import Network
 from bitseg.network.layout import unpack_bit_planes
 from bitseg.network.operations import Operations
@@ -135,13 +136,20 @@ def test_maps_that_are_not_needed_together_share_memory():
     assert not np.shares_memory(first, second) and not np.shares_memory(second, third)
 
 
+@numba.njit
+def take_all_rows(share):
+    y = take_row(share)
+    while y < share.height:
+        y = next_row(share, y)
+
+
 def test_an_error_in_one_thread_ends_the_others_and_is_raised():
     def fail(share):
         if share.step == 1:
             raise MemoryError("no memory for this thread")
 
     steps = [Step(fail, (), 4, 1e9, ()) for _ in range(3)]
-    steps[0] = steps[0]._replace(kernel=lambda share: [next_row(share, y) for y in range(share.height)])
+    steps[0] = steps[0]._replace(kernel=take_all_rows)
     with ThreadPoolExecutor(2) as pool, pytest.raises(MemoryError, match="this thread"):
         Plan(steps, 3).run(pool)
 

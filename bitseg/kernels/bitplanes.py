@@ -3,7 +3,7 @@
 from collections import namedtuple
 
 from . import simd
-from .jit import kernel
+from .jit import kernel, part
 
 Planes = namedtuple("Planes", "words sums margin")
 """A feature map as bit-planes, with a border of `margin` zero pixels that serves as the padding of convolutions.
@@ -33,7 +33,7 @@ def pack_pixels(codes, planes, y, x0, x1):
         planes.sums[y + planes.margin, x + planes.margin] = total
 
 
-@kernel
+@part
 def clear_border(planes, y):
     """Zero the border beside row `y`, with the first row that above it, with the last one that below it."""
     margin = planes.margin

@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from . import dot, lookup, popcount, simd
 from .bitplanes import clear_border, pack_pixels
-from .jit import kernel
+from .jit import kernel, part
 from .sharing import next_row, take_row
 
 SUMS_IN_CACHE = 8192
@@ -68,7 +68,7 @@ def _convolve_pixels(planes, filters, space, y, x0, x1, sums):
     return lambda planes, filters, space, y, x0, x1, sums: implementation(planes, filters, space, y, x0, x1, sums)
 
 
-@kernel
+@part
 def _center(planes, filters, y, x):
     """What makes the sum of an output pixel signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``."""
     top = y * filters.stride + planes.margin - filters.padding
@@ -80,7 +80,7 @@ def _center(planes, filters, y, x):
     return np.int32(filters.levels * window)
 
 
-@kernel
+@part
 def scale(sums, position, center, filters, channel):
     """``t * multiplier + offset`` for 16 channels, ``t = 2 sum(a w) - center``; each step rounded to float32."""
     total = simd.load_i32x16(sums, position)
@@ -89,14 +89,14 @@ def scale(sums, position, center, filters, channel):
     return simd.add_float(value, simd.load_f32x16(filters.offset, channel))
 
 
-@kernel
+@part
 def round_to_codes(value, largest):
     """``rint(clip(value, 0, largest))`` of 16 float32 values, as uint8."""
     value = simd.maximum(value, simd.broadcast_f32x16(np.float32(0)))
     return simd.round_to_u8x16(simd.minimum(value, simd.broadcast_f32x16(largest)))
 
 
-@kernel
+@part
 def scratch_sums(channels, width):
     """Sums of as many pixels as fit the cache."""
     return np.zeros((min(width, max(4, SUMS_IN_CACHE // channels)), channels), np.int32)
@@ -135,7 +135,7 @@ def convolve_to_planes(planes, filters, steps, largest, share, width, result):
         y = next_row(share, y)
 
 
-@kernel
+@part
 def _pack_sums(planes, filters, steps, sums, y, x0, x1, result):
     """Sums of pixels x0 to x1 of row `y` to codes by comparison, packed."""
     channels = sums.shape[1]
@@ -197,7 +197,7 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
         y = next_row(share, y)
 
 
-@kernel
+@part
 def pack_stream(stream, rounding, steps, result, y, x0, x1):
     """Pixels x0 to x1 of row `y` of the stream as activation codes, packed; `steps` are those of `rounding`."""
     _, width, channels = stream.shape

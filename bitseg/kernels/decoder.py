@@ -6,7 +6,7 @@ Every expression is written in the order of its NumPy twin and rounded step by s
 import numpy as np
 
 from . import simd
-from .jit import kernel
+from .jit import kernel, part
 from .sharing import next_row, take_row
 
 EXP_LOWEST = np.float32(-87.0)
@@ -20,7 +20,7 @@ EXP_COEFFICIENTS = tuple(
 """Cephes' polynomial for ``(exp(r) - 1 - r) / r**2`` on half an octave, highest power first."""
 
 
-@kernel
+@part
 def _exp(x):
     """e**x for x <= 0, float32, by a fixed polynomial: libm's last bit differs from CPU to CPU."""
     x = max(x, EXP_LOWEST)
@@ -39,7 +39,7 @@ def _exp(x):
     return p * _power_of_two(np.int32(octave))
 
 
-@kernel
+@part
 def _power_of_two(exponent):
     return np.int32((exponent + np.int32(127)) << np.int32(23)).view(np.float32)
 
@@ -125,7 +125,7 @@ def refine_rows(scores, probabilities, branch, radius, share, refined):
         y = next_row(share, y)
 
 
-@kernel
+@part
 def _stretch_row(scores, y, columns, result):
     """Row `y` of all classes, brought to the width of the result: float32 (classes, at least width)."""
     first, second, weight = columns
@@ -135,7 +135,7 @@ def _stretch_row(scores, y, columns, result):
             result[c, x] = scores[c, y, first[x]] * (one - weight[x]) + scores[c, y, second[x]] * weight[x]
 
 
-@kernel
+@part
 def _between(above, below, position, near, far):
     """``above * near + below * far`` of 16 values."""
     value = simd.multiply_float(simd.load_f32x16(above, position), near)

@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
-from .jit import kernel
+from .jit import part
 
 LANES = 16
 """Output channels computed side by side."""
@@ -33,7 +33,7 @@ The other fields are those of `popcount.PopcountFilters`.
 """
 
 
-@kernel
+@part
 def workspace(planes, filters):
     """Codes of as many rows as a window has, the number of the next row to be made, and where the window's rows begin.
 
@@ -45,7 +45,7 @@ def workspace(planes, filters):
     return np.empty((kernel_size, row), CODE), np.zeros(1, np.intp), np.empty(kernel_size, np.intp)
 
 
-@kernel
+@part
 def begin_row(planes, filters, space, y):
     """Make the codes of the rows that output row `y` needs and earlier ones did not."""
     codes, upcoming, starts = space
@@ -64,7 +64,7 @@ def begin_row(planes, filters, space, y):
         starts[row] = (first + row) % kernel_size * row_size + border * depth
 
 
-@kernel
+@part
 def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     codes, _, starts = space
@@ -72,7 +72,7 @@ def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     multiply_rows(codes, starts, step, filters.weights, x0, x1, sums)
 
 
-@kernel
+@part
 def multiply_rows(codes, starts, step, weights, x0, x1, sums):
     """Sums of products of weights and the windows of pixels x0 to x1: int32, shape (at least x1 - x0, out).
 

@@ -10,7 +10,7 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
-from .jit import kernel
+from .jit import part
 
 LANES = 32
 """Output channels computed side by side: the bytes of a vector."""
@@ -34,7 +34,7 @@ TABLES = np.stack([_BYTE_TABLES << bit for bit in range(MOST_ACTIVATION_BITS)])
 """``TABLES[j, a]``: the two tables of ``2**j popcount(. & w)`` for the low and the high nibble of byte a, 32 bytes."""
 
 
-@kernel
+@part
 def workspace(planes, filters):
     """Tables of as many rows as a window has, and the number of the next row to be made.
 
@@ -45,7 +45,7 @@ def workspace(planes, filters):
     return tables, np.zeros(1, np.intp)
 
 
-@kernel
+@part
 def begin_row(planes, filters, space, y):
     """Make the tables of the rows that output row `y` needs and earlier ones did not."""
     tables, upcoming = space
@@ -62,7 +62,7 @@ def begin_row(planes, filters, space, y):
     upcoming[0] = first + kernel_size
 
 
-@kernel
+@part
 def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     tables, _ = space

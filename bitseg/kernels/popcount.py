@@ -10,7 +10,7 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
-from .jit import kernel
+from .jit import part
 
 WORD = np.dtype(np.uint32 if simd.has_vector_popcount() else np.uint64)
 """Words of the filters."""
@@ -31,7 +31,7 @@ levels : int
 """
 
 
-@kernel
+@part
 def workspace(planes, filters):
     """Where the words of a window lie, counted from its first word: intp, shape (kernel * kernel * words of in,)."""
     _, kernel_size, _, words, lanes = filters.weights[0].shape
@@ -46,18 +46,18 @@ def workspace(planes, filters):
     return offsets
 
 
-@kernel
+@part
 def _words_of_pixel(planes, lanes):
     """Words of the filters' size between one pixel of the planes and the next; the planes have words of 64 bits."""
     return planes.words[0].shape[2] * (lanes // 8)
 
 
-@kernel
+@part
 def begin_row(planes, filters, offsets, y):
     """Nothing is made for each row."""
 
 
-@kernel
+@part
 def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
     """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     blocks, _, _, _, lanes = filters.weights[0].shape

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .jit import kernel
+from .jit import kernel, part
 
 Share = namedtuple("Share", "counters step height rows before")
 """How a step is shared out.
@@ -35,7 +35,7 @@ if hasattr(os, "sched_yield"):
     _give_way = types.ExternalFunction("sched_yield", types.int32())
 else:
 
-    @kernel
+    @part
     def _give_way():
         """The system takes the processor away by itself, if later."""
 
@@ -76,7 +76,7 @@ def wait_for(counters, step, height):
             _give_way()
 
 
-@kernel
+@part
 def take_row(share):
     """The first row for this thread, once the step before is finished; the height of the step if none is left."""
     if share.before:
@@ -84,7 +84,7 @@ def take_row(share):
     return min(_add(share.counters, share.step, TAKEN, share.rows), share.height)
 
 
-@kernel
+@part
 def next_row(share, y):
     """The row for this thread after it has finished row `y`; the height of the step if there is none."""
     if (y + 1) % share.rows and y + 1 < share.height:

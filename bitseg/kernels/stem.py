@@ -5,7 +5,7 @@ import numpy as np
 from . import dot, simd
 from .bitplanes import clear_border
 from .convolution import pack_stream, round_to_codes, scale, scratch_sums
-from .jit import kernel
+from .jit import kernel, part
 from .sharing import next_row, take_row
 
 
@@ -62,7 +62,7 @@ def stem_rows(image, filters, rounding, share, stream, result):
         y = next_row(share, y)
 
 
-@kernel
+@part
 def _window_sums(image, size, top, windows):
     """Sum of the image in each window of a row of the convolution, whose first row is row `top` of the image."""
     columns = np.zeros(image.shape[1], np.int32)
@@ -76,7 +76,7 @@ def _window_sums(image, size, top, windows):
         windows[x] = total
 
 
-@kernel
+@part
 def _convolve_row(image, filters, largest, y, windows, sums, codes):
     """Codes of row `y` of the convolution."""
     _, width, channels = codes.shape
