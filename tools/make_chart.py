@@ -20,13 +20,13 @@ MEASURED = ROOT / "docs" / "measured"
 FULL_PRECISION = ROOT / "tools" / "train" / "results" / "voc7" / "float.json"
 CHART = ROOT / "docs" / "pictures" / "speed-accuracy.png"
 EIGHT_BITS = "voc7-w8a8"
-MODELS = {"voc7-w4a4": "4-4", "voc7-w2a2": "2-2", "voc7-w1a2": "1-2"}
+MODELS = {"voc7-w8a8": "8-8", "voc7-w4a4": "4-4", "voc7-w2a2": "2-2"}
 MARKERS = {"bitseg": ("o", "#0072b2"), "onnxruntime": ("s", "#d55e00"), "openvino": ("^", "#009e73")}
 
 
 def points(size, threads):
     """What the chart shows: a list of (engine, label, milliseconds, mIoU in per cent)."""
-    miou = {name: read_model(find_model(name)).training["accuracy"]["miou"] for name in (*MODELS, EIGHT_BITS)}
+    miou = {name: read_model(find_model(name)).training["accuracy"]["miou"] for name in MODELS}
     results = {name: json.loads((MEASURED / f"{name}-{size}-{threads}.json").read_text()) for name in MODELS}
     found = [
         ("bitseg", f"bitseg {bits}", results[name]["median_ms"]["bitseg"], 100 * miou[name])
