@@ -12,7 +12,7 @@ HEIGHT = 300
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--output", type=click.Path(), default=ROOT / "docs" / "pictures" / "examples.png", help="File to write.")
+@click.option("--output", type=click.Path(), default=ROOT / "docs" / "pictures" / "examples.jpg", help="File to write.")
 def main(output):
     """Write the example photos, each beside its overlay."""
     segmenter = bitseg.load()
@@ -27,7 +27,7 @@ def main(output):
         strip.paste(picture, (left, 0))
         left += picture.width
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    strip.quantize(256).save(output, optimize=True)
+    strip.save(output, quality=90)
 
 
 if __name__ == "__main__":
