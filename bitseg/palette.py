@@ -4,6 +4,7 @@ from itertools import chain
 
 import numpy as np
 
+from .datasets import CLASSES
 from .errors import BitsegError, unknown
 
 _BLACK = (0, 0, 0)
@@ -21,11 +22,6 @@ The distance is that in CIELAB, the smallest of normal sight and simulated prota
 (Machado, Oliveira & Fernandes 2009). They lie as far apart as the colours of Okabe & Ito do; `tests/test_palette.py`
 measures it and finds these colours again.
 """
-
-_VOC_NAMES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
 
 _CITYSCAPES = {
     "road": (128, 64, 128),
@@ -88,7 +84,7 @@ _VOC_COLORS = [tuple(color) for color in voc_palette(range(256)).tolist()]
 
 PALETTES = {
     "safe": ({"background": _BLACK}, [*_OKABE_ITO, *_FARTHEST]),
-    "voc": (dict(zip(_VOC_NAMES, _VOC_COLORS, strict=False)), []),
+    "voc": (dict(zip(CLASSES["voc"], _VOC_COLORS, strict=False)), []),
     "cityscapes": (
         {
             "background": _BLACK,

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from .common import WorkingSize, kernel_option, model_option, print_table, threads_option
+from .common import WorkingSize, json_option, kernel_option, model_option, print_table, threads_option
 
 
 @click.command("eval")
@@ -27,7 +27,7 @@ from .common import WorkingSize, kernel_option, model_option, print_table, threa
 @threads_option
 @kernel_option
 @click.option("--report", type=click.Path(), help="Write an .html page with a confusion matrix, best and worst photos.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def evaluate(model, dataset, root, split, size, threads, kernel, report, as_json):
     """Score a model on labelled photos: IoU of every class, mIoU, pixel accuracy.
 
