@@ -91,6 +91,13 @@ model_option = click.option(
     help="Name of an installed model, or path of an .h5 file.",
     shell_complete=_complete_model,
 )
+
+
+def working_size_option(name, help):
+    """Option for the long side at which pictures are segmented; commands name it and say what it does to them."""
+    return click.option(name, type=WorkingSize(), metavar="PIXELS|native", show_default="the model's own", help=help)
+
+
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), show_default="one per core", help="Threads to use."
 )

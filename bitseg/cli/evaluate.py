@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from .common import WorkingSize, json_option, kernel_option, model_option, print_table, threads_option
+from .common import json_option, kernel_option, model_option, print_table, threads_option, working_size_option
 
 
 @click.command("eval")
@@ -17,13 +17,7 @@ from .common import WorkingSize, json_option, kernel_option, model_option, print
 )
 @click.option("--root", type=click.Path(), required=True, help="Folder of the data set.")
 @click.option("--split", default="val", help="Part of it to measure on.")
-@click.option(
-    "--size",
-    type=WorkingSize(),
-    metavar="PIXELS|native",
-    show_default="the model's own",
-    help="Long side at which a larger photo is segmented. It is scored at its own size.",
-)
+@working_size_option("--size", "Long side at which a larger photo is segmented. It is scored at its own size.")
 @threads_option
 @kernel_option
 @click.option("--report", type=click.Path(), help="Write an .html page with a confusion matrix, best and worst photos.")

@@ -10,7 +10,6 @@ import click
 from ..errors import BitsegError, ImageError
 from .common import (
     FileName,
-    WorkingSize,
     check_standard_output,
     classes_option,
     jobs_option,
@@ -23,6 +22,7 @@ from .common import (
     standard_input,
     table,
     threads_option,
+    working_size_option,
     write_standard_output,
 )
 
@@ -47,12 +47,8 @@ SECONDS_BETWEEN_LINES = 10
 @classes_option
 @opacity_option
 @palette_option
-@click.option(
-    "--size",
-    type=WorkingSize(),
-    metavar="PIXELS|native",
-    show_default="the model's own",
-    help="Long side at which a larger photo is segmented. The result is always of the photo's size.",
+@working_size_option(
+    "--size", "Long side at which a larger photo is segmented. The result is always of the photo's size."
 )
 @click.option(
     "-r", "--recursive", is_flag=True, help="Also the photos in a folder's folders; OUTPUT gets the same tree."

@@ -8,7 +8,6 @@ import click
 from ..errors import BitsegError
 from .common import (
     ImageSize,
-    WorkingSize,
     check_standard_output,
     classes_option,
     jobs_option,
@@ -20,6 +19,7 @@ from .common import (
     quiet_option,
     standard_input,
     threads_option,
+    working_size_option,
     write_standard_output,
 )
 
@@ -37,13 +37,7 @@ from .common import (
 @classes_option
 @opacity_option
 @palette_option
-@click.option(
-    "--working-size",
-    type=WorkingSize(),
-    metavar="PIXELS|native",
-    show_default="the model's own",
-    help="Long side at which larger frames are segmented; smaller is faster.",
-)
+@working_size_option("--working-size", "Long side at which larger frames are segmented; smaller is faster.")
 @threads_option
 @jobs_option
 @kernel_option
