@@ -94,7 +94,7 @@ class Config:
     quantizer : {"learned", "dorefa"}
         How weights and feature maps are rounded, see `quantizers`.
     bfloat16 : bool
-        Run convolutions in bfloat16 (twice as fast where the CPU has it, ten times slower elsewhere).
+        Run convolutions in bfloat16 where the device multiplies it: twice as fast there, ten times slower elsewhere.
     augmentation : Augmentation
     architecture : Architecture
         With the bits of the last stage.

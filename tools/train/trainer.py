@@ -66,6 +66,7 @@ class Trainer:
             raise TrainingError("a stage has distillation: give the network to learn from with --teacher")
         self.config, self.output, self.command, self.workers = config, output, command, workers
         self.device = distributed.device()
+        self.bfloat16 = config.bfloat16 and multiplies_bfloat16(self.device)
         self.teacher_path, self.teacher = teacher, None
         train_set = open_dataset(config.dataset, data, "train")
         self.val_set = open_dataset(config.dataset, data, "val")
@@ -180,7 +181,7 @@ class Trainer:
         network.train()
         images, labels = normalise(images.to(self.device), self.config.preprocessing), labels.to(self.device)
         with (
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
             recorded_streams(self.network) as streams,
         ):
             predicted = network(images, stage.scales)
@@ -284,6 +285,13 @@ class Trainer:
             self.optimizer = self._make_optimizer(self.config.stages[self.stage_index])
             self.optimizer.load_state_dict(saved["optimizer"])
         print(f"continuing after {self.trained} iterations, {self.stage_index} stages finished", file=sys.stderr)
+
+
+def multiplies_bfloat16(device):
+    """Whether a torch.device has instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def presence_loss(scores, labels):
