@@ -60,15 +60,20 @@ class Convolution:
         """Number of weights."""
         return self.out_channels * self.window
 
+    @property
+    def largest_sum(self):
+        """Largest absolute value of a sum ``t = 2 sum(a q) - levels * sum(a)``."""
+        return (2**self.weight_bits - 1) * (2**self.input_bits - 1) * self.window
+
     def check_sums(self):
-        """Make sure that the sums ``t = 2 sum(a q) - levels * sum(a)`` and their two terms fit in 32-bit integers.
+        """Make sure that the sums t and their two terms fit in 32-bit integers.
 
         Raises
         ------
         ValueError
             They could exceed 31 bits and a sign.
         """
-        largest = 2 * (2**self.weight_bits - 1) * (2**self.input_bits - 1) * self.window
+        largest = 2 * self.largest_sum
         if largest >= 2**31:
             raise ValueError(
                 f"sums up to {largest} do not fit in 31 bits: "

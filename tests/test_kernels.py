@@ -172,7 +172,7 @@ def test_the_end_of_a_block_equals_numpy(generator, stream_bits, activation_bits
         other = operations.prepare(projection, projection_weights)
         rounding = operations.prepare_rounding(stream_bits, activation_bits, scales)
         a, b = pack(codes, activation_bits), pack(block_codes, activation_bits)
-        padded = np.pad(shortcut, ((0, 0), (0, 0), (0, 56))) if pad else shortcut
+        padded = np.pad(shortcut, ((0, 0), (0, 0), (0, 24))) if pad else shortcut
         results.append(
             [
                 operations.convolve_to_stream(a, layer, rounding),

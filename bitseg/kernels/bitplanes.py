@@ -21,16 +21,27 @@ MOST_BITS_BY_STEPS = 3
 
 @kernel
 def pack_pixels(codes, planes, y, x0, x1):
-    """Pack codes, uint8 of shape (at least x1 - x0, 64 * words), into pixels x0 to x1 of row `y`, and sum them."""
-    words = codes.shape[1] // 64
-    columns = planes.sums.shape[1]
+    """Pack codes, uint8 of shape (at least x1 - x0, 32 n), into pixels x0 to x1 of row `y`, and sum them."""
+    channels = codes.shape[1]
+    half, halves = first_half(planes, y, x0)
     for x in range(x0, x1):
-        pixel = (y + planes.margin) * columns + x + planes.margin
         total = 0
-        for w in range(words):
-            vector = simd.load_u8x64(codes, ((x - x0) * words + w) * 64)
-            total += simd.store_bits(planes.words, pixel * words + w, vector)
+        for c in range(0, channels, 32):
+            total += simd.store_bits(planes.words, half + c // 32, simd.load_u8x32(codes, (x - x0) * channels + c))
+        if channels % 64:
+            simd.clear_half(planes.words, half + halves - 1)
+        half += halves
         planes.sums[y + planes.margin, x + planes.margin] = total
+
+
+@part
+def first_half(planes, y, x):
+    """Number of a pixel's first half word, counted from the first of the planes, and how many halves a pixel has.
+
+    For a row of pixels, not for each: Numba counts references to all arrays of a tuple that it passes on.
+    """
+    columns, words = planes.words[0].shape[1:]
+    return ((y + planes.margin) * columns + x + planes.margin) * words * 2, words * 2
 
 
 @part
@@ -38,12 +49,15 @@ def clear_border(planes, y):
     """Zero the border beside row `y`, with the first row that above it, with the last one that below it."""
     margin = planes.margin
     rows, columns = planes.sums.shape
+    words = planes.words[0].shape[2]
     first = 0 if y == 0 else y + margin
     end = rows if y + 2 * margin + 1 == rows else y + margin + 1
     for row in range(first, end):
-        inside = margin <= row < rows - margin
-        for x in range(columns):
-            if not (inside and margin <= x < columns - margin):
-                planes.sums[row, x] = 0
-                for plane in planes.words:
-                    plane[row, x] = 0
+        # Of a row beside the map the pixels after the left border are skipped.
+        skipped = columns - 2 * margin if margin <= row < rows - margin else 0
+        for number in range(columns - skipped):
+            column = number if number < margin else number + skipped
+            planes.sums[row, column] = 0
+            for word in range(words):
+                simd.clear_half(planes.words, ((row * columns + column) * words + word) * 2)
+                simd.clear_half(planes.words, ((row * columns + column) * words + word) * 2 + 1)

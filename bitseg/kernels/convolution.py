@@ -13,19 +13,19 @@ import numpy as np
 from numba.extending import overload
 
 from . import dot, lookup, popcount, simd
-from .bitplanes import clear_border, pack_pixels
-from .jit import kernel, part
+from .bitplanes import clear_border, first_half, pack_pixels
+from .jit import borrowed, keep, kernel, part
 from .sharing import next_row, take_row
 
-SUMS_IN_CACHE = 8192
-"""Sums (int32) kept at a time: 32 KB, the usual size of a first-level cache."""
+LANES = 32
+"""Channels that are treated at a time after the sums; the sums of a pixel are filled up to a multiple of it."""
 
 Rounding = namedtuple("Rounding", "largest steps activation_multiplier activation_largest")
 """How real values become stream codes, and these the activation codes that convolutions read.
 
 largest : float32
     Largest stream code, ``2**bits - 1``.
-steps : uint8, shape (2**bits - 1, 64), or None
+steps : uint8, shape (2**bits - 1, 32), or None
     An activation code is the number of steps that its stream code exceeds; the same in all columns.
 activation_multiplier, activation_largest : float32
     From stream codes to activation codes; used where there are no steps.
@@ -34,8 +34,17 @@ activation_multiplier, activation_largest : float32
 _MODULES = {popcount.PopcountFilters: popcount, lookup.LookupFilters: lookup, dot.DotFilters: dot}
 
 
-def workspace(planes, filters):
-    """Scratch memory of the sums' kernel for one call."""
+MOST_PIXELS = max(module.PIXELS for module in _MODULES.values())
+"""Pixels that a kernel computes together, at most."""
+
+
+def pixels_at_a_time(filters):
+    """How many pixels of a row are convolved before what follows: their sums, and what the kernel needs, stay in the
+    first-level cache."""
+
+
+def workspace(planes, filters, pixels):
+    """Scratch memory of the sums' kernel for one call, which convolves up to so many pixels at a time."""
 
 
 def begin_row(planes, filters, space, y):
@@ -45,15 +54,22 @@ def begin_row(planes, filters, space, y):
 def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     """Integer sums of output pixels x0 to x1 of row `y`.
 
-    sums : int32, shape (at least x1 - x0, out)
+    sums : array of the type of `filters.levels`, shape (at least x1 - x0 + MOST_PIXELS - 1, out)
         Receives ``sum(a * w)`` for the stored weights w, which are the codes q or differ from them by a constant.
     """
 
 
+@overload(pixels_at_a_time)
+def _pixels_at_a_time(filters):
+    module = _MODULES[filters.instance_class]
+    together, most = module.PIXELS, module.SUMS_IN_CACHE
+    return lambda filters: max(1, most // together // filters.multiplier.size) * together
+
+
 @overload(workspace)
-def _workspace(planes, filters):
+def _workspace(planes, filters, pixels):
     implementation = _MODULES[filters.instance_class].workspace
-    return lambda planes, filters: implementation(planes, filters)
+    return lambda planes, filters, pixels: implementation(planes, filters, pixels)
 
 
 @overload(begin_row)
@@ -69,85 +85,87 @@ def _convolve_pixels(planes, filters, space, y, x0, x1, sums):
 
 
 @part
-def _center(planes, filters, y, x):
-    """What makes the sum of an output pixel signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``."""
+def find_centers(planes, filters, y, centers):
+    """What makes the sums of output row `y` signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``."""
     top = y * filters.stride + planes.margin - filters.padding
-    left = x * filters.stride + planes.margin - filters.padding
-    window = 0
-    for row in range(top, top + filters.kernel):
-        for column in range(left, left + filters.kernel):
-            window += planes.sums[row, column]
-    return np.int32(filters.levels * window)
+    left = planes.margin - filters.padding
+    columns = np.empty(planes.sums.shape[1], np.int32)
+    for column in range(len(columns)):
+        columns[column] = planes.sums[top, column]
+    for row in range(top + 1, top + filters.kernel):
+        for column in range(len(columns)):
+            columns[column] += planes.sums[row, column]
+    for x in range(len(centers)):
+        total = np.int32(0)
+        for column in range(left + x * filters.stride, left + x * filters.stride + filters.kernel):
+            total += columns[column]
+        centers[x] = total * np.int32(filters.levels)
 
 
 @part
 def scale(sums, position, center, filters, channel):
-    """``t * multiplier + offset`` for 16 channels, ``t = 2 sum(a w) - center``; each step rounded to float32."""
-    total = simd.load_i32x16(sums, position)
-    total = simd.subtract(simd.add(total, total), simd.broadcast_i32x16(center))
-    value = simd.multiply_float(simd.i32x16_to_f32x16(total), simd.load_f32x16(filters.multiplier, channel))
-    return simd.add_float(value, simd.load_f32x16(filters.offset, channel))
+    """``t * multiplier + offset`` for 32 channels, ``t = 2 sum(a w) - center``; each step rounded to float32."""
+    value = simd.to_f32x32(simd.load_signed_sums(sums, position, center))
+    value = simd.multiply_float(value, simd.load_f32x32(filters.multiplier, channel))
+    return simd.add_float(value, simd.load_f32x32(filters.offset, channel))
 
 
 @part
-def round_to_codes(value, largest):
-    """``rint(clip(value, 0, largest))`` of 16 float32 values, as uint8."""
-    value = simd.maximum(value, simd.broadcast_f32x16(np.float32(0)))
-    return simd.round_to_u8x16(simd.minimum(value, simd.broadcast_f32x16(largest)))
-
-
-@part
-def scratch_sums(channels, width):
-    """Sums of as many pixels as fit the cache."""
-    return np.zeros((min(width, max(4, SUMS_IN_CACHE // channels)), channels), np.int32)
+def scratch(planes, filters, width, pixels):
+    """Memory of one call: sums of the pixels that are convolved at a time, centers of a row, the kernel's own."""
+    # Kernels compute some pixels together, at the end of a row more than there are.
+    sums = np.full((pixels + MOST_PIXELS - 1, filters.multiplier.size), filters.levels)
+    return sums, np.empty(width, np.int32), workspace(planes, filters, pixels)
 
 
 @kernel
 def convolve_to_planes(planes, filters, steps, largest, share, width, result):
     """Convolve, scale, round to codes, pack into the planes `result`.
 
-    steps : int32, shape (2**bits - 1, channels), or None
+    steps : array of the type of the sums, shape (2**bits - 1, channels), or None
         A code is the number of steps that its sum t exceeds: what scaling and rounding it would give.
     largest : float32
         Largest code; used where there are no steps.
     """
-    channels = filters.multiplier.size
-    sums = scratch_sums(channels, width)
-    codes = np.empty(sums.shape, np.uint8)
-    space = workspace(planes, filters)
+    planes, filters, share, result = borrowed((planes, filters, share, result))
+    channels, pixels = filters.multiplier.size, min(width, pixels_at_a_time(filters))
+    memory = scratch(planes, filters, width, pixels)
+    sums, centers, space = borrowed(memory)
+    codes = np.empty((pixels, channels), np.uint8)
     y = take_row(share)
     while y < share.height:
         begin_row(planes, filters, space, y)
+        find_centers(planes, filters, y, centers)
         clear_border(result, y)
-        for x0 in range(0, width, len(sums)):
-            x1 = min(x0 + len(sums), width)
+        for x0 in range(0, width, pixels):
+            x1 = min(x0 + pixels, width)
             convolve_pixels(planes, filters, space, y, x0, x1, sums)
             if steps is not None:
-                _pack_sums(planes, filters, steps, sums, y, x0, x1, result)
+                _pack_sums(centers, steps, sums, y, x0, x1, result)
             if steps is None:
                 for x in range(x0, x1):
-                    center = _center(planes, filters, y, x)
-                    for o in range(0, channels, 16):
-                        position = (x - x0) * channels + o
-                        value = scale(sums, position, center, filters, o)
-                        simd.store(codes, position, round_to_codes(value, largest))
+                    for c in range(0, channels, LANES):
+                        position = (x - x0) * channels + c
+                        value = scale(sums, position, centers[x], filters, c)
+                        simd.store(codes, position, simd.round_to_u8x32(value, largest))
                 pack_pixels(codes, result, y, x0, x1)
         y = next_row(share, y)
+    keep(memory)
 
 
 @part
-def _pack_sums(planes, filters, steps, sums, y, x0, x1, result):
+def _pack_sums(centers, steps, sums, y, x0, x1, result):
     """Sums of pixels x0 to x1 of row `y` to codes by comparison, packed."""
     channels = sums.shape[1]
-    columns, words = result.words[0].shape[1:]
+    half, halves = first_half(result, y, x0)
     for x in range(x0, x1):
-        center = simd.broadcast_i32x64(_center(planes, filters, y, x))
-        pixel = (y + result.margin) * columns + x + result.margin
         total = 0
-        for w in range(words):
-            value = simd.load_i32x64(sums, (x - x0) * channels + w * 64)
-            value = simd.subtract(simd.add(value, value), center)
-            total += simd.store_steps(result.words, pixel * words + w, value, steps, w * 64)
+        for c in range(0, channels, LANES):
+            value = simd.load_signed_sums(sums, (x - x0) * channels + c, centers[x])
+            total += simd.store_steps(result.words, half + c // LANES, value, steps, c)
+        if channels % 64:
+            simd.clear_half(result.words, half + halves - 1)
+        half += halves
         result.sums[y + result.margin, x + result.margin] = total
 
 
@@ -160,41 +178,46 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
     projection : (Planes, filters) or None
         Another convolution, which is added.
     """
+    planes, filters, share, stream, result = borrowed((planes, filters, share, stream, result))
     _, width, channels = stream.shape
-    sums = scratch_sums(channels, width)
-    space = workspace(planes, filters)
+    pixels = min(width, pixels_at_a_time(filters))
     if projection is not None:
-        block_planes, block_filters = projection
-        block_space, projected = workspace(block_planes, block_filters), np.zeros_like(sums)
+        pixels = min(pixels, pixels_at_a_time(projection[1]))
+    memory = scratch(planes, filters, width, pixels)
+    sums, centers, space = borrowed(memory)
+    if projection is not None:
+        block_planes, block_filters = borrowed(projection)
+        block_memory = scratch(block_planes, block_filters, width, pixels)
+        projected, block_centers, block_space = borrowed(block_memory)
     y = take_row(share)
     while y < share.height:
         begin_row(planes, filters, space, y)
+        find_centers(planes, filters, y, centers)
         if projection is not None:
             begin_row(block_planes, block_filters, block_space, y)
+            find_centers(block_planes, block_filters, y, block_centers)
         clear_border(result, y)
-        for x0 in range(0, width, len(sums)):
-            x1 = min(x0 + len(sums), width)
+        for x0 in range(0, width, pixels):
+            x1 = min(x0 + pixels, width)
             convolve_pixels(planes, filters, space, y, x0, x1, sums)
             if projection is not None:
                 convolve_pixels(block_planes, block_filters, block_space, y, x0, x1, projected)
             for x in range(x0, x1):
-                center = _center(planes, filters, y, x)
-                if projection is not None:
-                    block_center = _center(block_planes, block_filters, y, x)
-                for o in range(0, channels, 16):
-                    position, stream_position = (x - x0) * channels + o, (y * width + x) * channels + o
-                    value = scale(sums, position, center, filters, o)
+                for c in range(0, channels, LANES):
+                    position, stream_position = (x - x0) * channels + c, (y * width + x) * channels + c
+                    value = scale(sums, position, centers[x], filters, c)
                     if shortcut is not None:
-                        incoming = simd.i32x16_to_f32x16(
-                            simd.u8x16_to_i32x16(simd.load_u8x16(shortcut, stream_position))
-                        )
-                        factor = simd.broadcast_f32x16(shortcut_multiplier)
+                        incoming = simd.to_f32x32(simd.load_u8x32(shortcut, stream_position))
+                        factor = simd.broadcast_f32x32(shortcut_multiplier)
                         value = simd.add_float(value, simd.multiply_float(incoming, factor))
                     if projection is not None:
-                        value = simd.add_float(value, scale(projected, position, block_center, block_filters, o))
-                    simd.store(stream, stream_position, round_to_codes(value, rounding.largest))
+                        value = simd.add_float(value, scale(projected, position, block_centers[x], block_filters, c))
+                    simd.store(stream, stream_position, simd.round_to_u8x32(value, rounding.largest))
             pack_stream(stream, rounding, rounding.steps, result, y, x0, x1)
         y = next_row(share, y)
+    keep(memory)
+    if projection is not None:
+        keep(block_memory)
 
 
 @part
@@ -203,45 +226,48 @@ def pack_stream(stream, rounding, steps, result, y, x0, x1):
     _, width, channels = stream.shape
     first = (y * width + x0) * channels
     if steps is not None:
-        columns, words = result.words[0].shape[1:]
+        half, halves = first_half(result, y, x0)
         for x in range(x0, x1):
-            pixel = (y + result.margin) * columns + x + result.margin
             total = 0
-            for w in range(words):
-                value = simd.load_u8x64(stream, first + (x - x0) * channels + w * 64)
-                total += simd.store_steps(result.words, pixel * words + w, value, steps, 0)
+            for c in range(0, channels, LANES):
+                value = simd.load_u8x32(stream, first + (x - x0) * channels + c)
+                total += simd.store_steps(result.words, half + c // LANES, value, steps, 0)
+            if channels % 64:
+                simd.clear_half(result.words, half + halves - 1)
+            half += halves
             result.sums[y + result.margin, x + result.margin] = total
     if steps is None:
         codes = np.empty((x1 - x0, channels), np.uint8)
-        factor = simd.broadcast_f32x16(rounding.activation_multiplier)
-        for position in range(0, codes.size, 16):
-            value = simd.i32x16_to_f32x16(simd.u8x16_to_i32x16(simd.load_u8x16(stream, first + position)))
-            value = simd.multiply_float(value, factor)
-            simd.store(codes, position, round_to_codes(value, rounding.activation_largest))
+        factor = simd.broadcast_f32x32(rounding.activation_multiplier)
+        for position in range(0, codes.size, LANES):
+            value = simd.multiply_float(simd.to_f32x32(simd.load_u8x32(stream, first + position)), factor)
+            simd.store(codes, position, simd.round_to_u8x32(value, rounding.activation_largest))
         pack_pixels(codes, result, y, x0, x1)
 
 
 @kernel
 def convolve_to_scores(planes, filters, share, scores):
     """Convolve and scale to float32 scores of shape (classes, height, width)."""
+    planes, filters, share = borrowed((planes, filters, share))
     classes, _, width = scores.shape
-    channels = filters.multiplier.size
-    sums = scratch_sums(channels, width)
-    space = workspace(planes, filters)
-    values = np.empty((len(sums), -(-classes // 16) * 16), np.float32)
+    channels, pixels = filters.multiplier.size, min(width, pixels_at_a_time(filters))
+    memory = scratch(planes, filters, width, pixels)
+    sums, centers, space = borrowed(memory)
+    values = np.empty((pixels, channels), np.float32)
     y = take_row(share)
     while y < share.height:
         begin_row(planes, filters, space, y)
-        for x0 in range(0, width, len(sums)):
-            x1 = min(x0 + len(sums), width)
+        find_centers(planes, filters, y, centers)
+        for x0 in range(0, width, pixels):
+            x1 = min(x0 + pixels, width)
             convolve_pixels(planes, filters, space, y, x0, x1, sums)
             for x in range(x0, x1):
-                center = _center(planes, filters, y, x)
-                for o in range(0, classes, 16):
-                    value = scale(sums, (x - x0) * channels + o, center, filters, o)
-                    simd.store(values, (x - x0) * values.shape[1] + o, value)
+                for c in range(0, classes, LANES):
+                    position = (x - x0) * channels + c
+                    simd.store(values, position, scale(sums, position, centers[x], filters, c))
             # Class by class: the same place in all classes would be the same few lines of the cache.
             for c in range(classes):
                 for x in range(x0, x1):
                     scores[c, y, x] = values[x - x0, c]
         y = next_row(share, y)
+    keep(memory)

@@ -127,12 +127,26 @@ def refine_rows(scores, probabilities, branch, radius, share, refined):
 
 @part
 def _stretch_row(scores, y, columns, result):
-    """Row `y` of all classes, brought to the width of the result: float32 (classes, at least width)."""
-    first, second, weight = columns
-    one = np.float32(1)
-    for c in range(result.shape[0]):
-        for x in range(len(first)):
-            result[c, x] = scores[c, y, first[x]] * (one - weight[x]) + scores[c, y, second[x]] * weight[x]
+    """Row `y` of all classes, brought to the width of the result: float32 (classes, whole vectors of 16).
+
+    columns : as for `label_rows`.
+    """
+    first, second, weight, bases = columns
+    classes, height, cells = scores.shape
+    if len(bases):
+        one = simd.broadcast_f32x8(np.float32(1))
+        for c in range(classes):
+            for block in range(len(bases)):
+                x, position = 8 * block, (c * height + y) * cells + bases[block]
+                far = simd.load_f32x8(weight, x)
+                value = simd.multiply_float(simd.pick_f32x8(scores, position, first, x), simd.subtract_float(one, far))
+                other = simd.multiply_float(simd.pick_f32x8(scores, position, second, x), far)
+                simd.store(result, c * result.shape[1] + x, simd.add_float(value, other))
+    else:
+        for c in range(classes):
+            for x in range(len(first)):
+                near, far = np.float32(1) - weight[x], weight[x]
+                result[c, x] = scores[c, y, first[x]] * near + scores[c, y, second[x]] * far
 
 
 @part
@@ -146,7 +160,10 @@ def _between(above, below, position, near, far):
 def label_rows(scores, rows, columns, share, labels):
     """Label map: bilinear upsampling of the scores and arg-max, two score rows in memory.
 
-    rows, columns : tuples (first index int32, second index int32, weight of the second float32), one per pixel.
+    rows : tuple (first index int32, second index int32, weight of the second float32), one per pixel.
+    columns : the same, and bases, int32
+        Of each block of 8 pixels the first cell of 8 in which all its neighbours lie: indices are counted from there.
+        None where a block has neighbours farther apart, or there are fewer than 8 cells: counted from the first cell.
     """
     classes, width = scores.shape[0], labels.shape[1]
     first_row, second_row, row_weight = rows

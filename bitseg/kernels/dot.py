@@ -1,7 +1,8 @@
 """Convolution by dot products: codes put together again from bit-planes, multiplied with the weight codes.
 
 Its time does not grow with the bits, so it is the kernel for many of them; and that of the stem, whose input is bytes.
-A dot product treats neighbouring input channels that share 32 bits, one output channel in each of 16 lanes.
+A dot product treats neighbouring input channels that share 32 bits, one output channel in each of 16 lanes: four
+channels as bytes, weights being signed, or two as 16-bit numbers where the CPU cannot multiply such bytes.
 """
 
 from collections import namedtuple
@@ -14,35 +15,55 @@ from .jit import part
 LANES = 16
 """Output channels computed side by side."""
 
-# With the dot product of bytes (VNNI) four codes share 32 bits, weights being signed. Else two, of 16 bits each.
-WEIGHT = np.int8 if simd.has_byte_dot_product() else np.int16
-CODE = np.uint8 if simd.has_byte_dot_product() else np.int16
+PIXELS = 6
+"""Pixels computed together, which share what is loaded of the weights."""
 
-GROUP = 4 if simd.has_byte_dot_product() else 2
-"""Input channels of one dot product."""
+SUMS_IN_CACHE = 8192
+"""Sums (int32) kept at a time: 32 KB, the usual size of a first-level cache."""
 
-DotFilters = namedtuple("DotFilters", "weights multiplier offset kernel levels stride padding")
+DotFilters = namedtuple("DotFilters", "weights zero most multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 
-weights : array of `WEIGHT`, shape (ceil(out / 16), kernel, groups of a row, 16, GROUP).
+weights : array of int8 or int16, shape (ceil(out / 16), kernel, groups of a row, 16, channels of a group)
     Codes q, less 128 where they would not fit. The groups of a row run over its pixels and their channels, padded with
     0 up to a whole group: over each pixel's channels in a feature map, over all 3 * kernel values in the image.
-levels : int
+zero : uint8 or int16
+    0, of the type that the activation codes get.
+most : int
+    Dot products that may be added before a lane of `simd.zero_dots` could overflow.
+levels : int32
     ``sum(a (2 q - largest q)) = 2 sum(a w) - levels * sum(a)`` for the stored weights w.
 The other fields are those of `popcount.PopcountFilters`.
 """
 
 
+def types(input_bits):
+    """Types of codes and of weights for codes of some bits.
+
+    Where bytes are multiplied by pairs (AVX2), 16 bits must hold two products.
+    """
+    bytes_fit = simd.has_byte_dot_product() or (simd.has_byte_pair_product() and input_bits < 8)
+    return (np.uint8, np.int8) if bytes_fit else (np.int16, np.int16)
+
+
+def most_dots(input_bits, largest_weight):
+    """`DotFilters.most`, for weights whose absolute value is `largest_weight` at most."""
+    if simd.has_byte_dot_product() or types(input_bits)[1] is np.int16:
+        return np.iinfo(np.int32).max
+    return np.iinfo(np.int16).max // (2 * (2**input_bits - 1) * largest_weight)
+
+
 @part
-def workspace(planes, filters):
+def workspace(planes, filters, pixels):
     """Codes of as many rows as a window has, the number of the next row to be made, and where the window's rows begin.
 
     The rows take turns: row y of the planes is in place ``y % kernel``.
     """
-    kernel_size, groups = filters.weights.shape[1:3]
-    # Codes are written 64 at a time, the last ones of a pixel over its end.
-    row = planes.sums.shape[1] * (groups // kernel_size) * GROUP + 64
-    return np.empty((kernel_size, row), CODE), np.zeros(1, np.intp), np.empty(kernel_size, np.intp)
+    _, kernel_size, groups, _, group = filters.weights.shape
+    depth = groups // kernel_size * group
+    # Codes are written 64 at a time, the last ones of a pixel over its end, and read as far as `multiply_rows` says.
+    row = (planes.sums.shape[1] + (PIXELS - 1) * filters.stride) * depth + 64
+    return np.full((kernel_size, row), filters.zero), np.zeros(1, np.intp), np.empty(kernel_size, np.intp)
 
 
 @part
@@ -50,7 +71,7 @@ def begin_row(planes, filters, space, y):
     """Make the codes of the rows that output row `y` needs and earlier ones did not."""
     codes, upcoming, starts = space
     kernel_size, row_size = codes.shape
-    depth = filters.weights.shape[2] // kernel_size * GROUP
+    depth = filters.weights.shape[2] // kernel_size * filters.weights.shape[4]
     columns, words = planes.words[0].shape[1:]
     border = planes.margin - filters.padding
     first = y * filters.stride + border
@@ -68,43 +89,64 @@ def begin_row(planes, filters, space, y):
 def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     codes, _, starts = space
-    step = filters.weights.shape[2] // filters.kernel * GROUP * filters.stride
-    multiply_rows(codes, starts, step, filters.weights, x0, x1, sums)
+    step = filters.weights.shape[2] // filters.kernel * filters.weights.shape[4] * filters.stride
+    multiply_rows(codes, starts, step, filters, x0, x1, sums)
 
 
 @part
-def multiply_rows(codes, starts, step, weights, x0, x1, sums):
-    """Sums of products of weights and the windows of pixels x0 to x1: int32, shape (at least x1 - x0, out).
+def multiply_rows(codes, starts, step, filters, x0, x1, sums):
+    """Sums of products of weights and the windows of pixels x0 to x1: int32, shape (x1 - x0 + PIXELS - 1, out).
 
-    codes : array of `CODE`
+    codes : array of the type of `filters.zero`
+        Read up to the windows of PIXELS - 1 pixels after the last one, whatever is there.
     starts : intp, shape (kernel,)
         Where each row of the window of pixel 0 begins in `codes`; that of pixel x lies ``x * step`` further.
     """
+    weights = filters.weights
     blocks, kernel_size, groups = weights.shape[:3]
-    out, last = sums.shape[1], x1 - 1
-    for x in range(x0, x1, 6):
-        # At the right edge the last pixel is computed again instead of one outside.
-        p0, p1, p2 = x, min(x + 1, last), min(x + 2, last)
-        p3, p4, p5 = min(x + 3, last), min(x + 4, last), min(x + 5, last)
+    group = simd.values_in_32_bits(weights)
+    out = sums.shape[1]
+    for x in range(x0, x1, PIXELS):
         position = 0
         for block in range(blocks):
             sum0 = simd.broadcast_i32x16(np.int32(0))
             sum1, sum2, sum3, sum4, sum5 = sum0, sum0, sum0, sum0, sum0
+            dots0 = simd.zero_dots(weights)
+            dots1, dots2, dots3, dots4, dots5 = dots0, dots0, dots0, dots0, dots0
+            room = filters.most
             for row in range(kernel_size):
-                start = starts[row]
-                for code in range(start, start + groups * GROUP, GROUP):
-                    weight = simd.load_weights(weights, position)
-                    position += LANES * GROUP
-                    sum0 = simd.add_dot_products(sum0, codes, code + p0 * step, weight)
-                    sum1 = simd.add_dot_products(sum1, codes, code + p1 * step, weight)
-                    sum2 = simd.add_dot_products(sum2, codes, code + p2 * step, weight)
-                    sum3 = simd.add_dot_products(sum3, codes, code + p3 * step, weight)
-                    sum4 = simd.add_dot_products(sum4, codes, code + p4 * step, weight)
-                    sum5 = simd.add_dot_products(sum5, codes, code + p5 * step, weight)
-            o = block * LANES
-            simd.store(sums, (p0 - x0) * out + o, sum0)
-            simd.store(sums, (p1 - x0) * out + o, sum1)
-            simd.store(sums, (p2 - x0) * out + o, sum2)
-            simd.store(sums, (p3 - x0) * out + o, sum3)
-            simd.store(sums, (p4 - x0) * out + o, sum4)
-            simd.store(sums, (p5 - x0) * out + o, sum5)
+                start, done = starts[row] + x * step, 0
+                while done < groups:
+                    until = min(done + room, groups)
+                    for code in range(start + done * group, start + until * group, group):
+                        weight = simd.load_weights(weights, position)
+                        position += LANES * group
+                        dots0 = simd.add_dot_products(dots0, codes, code, weight)
+                        dots1 = simd.add_dot_products(dots1, codes, code + step, weight)
+                        dots2 = simd.add_dot_products(dots2, codes, code + 2 * step, weight)
+                        dots3 = simd.add_dot_products(dots3, codes, code + 3 * step, weight)
+                        dots4 = simd.add_dot_products(dots4, codes, code + 4 * step, weight)
+                        dots5 = simd.add_dot_products(dots5, codes, code + 5 * step, weight)
+                    room -= until - done
+                    done = until
+                    if room == 0:
+                        sum0, sum1, sum2 = (
+                            simd.add_dots(sum0, dots0),
+                            simd.add_dots(sum1, dots1),
+                            simd.add_dots(sum2, dots2),
+                        )
+                        sum3, sum4, sum5 = (
+                            simd.add_dots(sum3, dots3),
+                            simd.add_dots(sum4, dots4),
+                            simd.add_dots(sum5, dots5),
+                        )
+                        dots0 = simd.zero_dots(weights)
+                        dots1, dots2, dots3, dots4, dots5 = dots0, dots0, dots0, dots0, dots0
+                        room = filters.most
+            o = (x - x0) * out + block * LANES
+            simd.store(sums, o, simd.add_dots(sum0, dots0))
+            simd.store(sums, o + out, simd.add_dots(sum1, dots1))
+            simd.store(sums, o + 2 * out, simd.add_dots(sum2, dots2))
+            simd.store(sums, o + 3 * out, simd.add_dots(sum3, dots3))
+            simd.store(sums, o + 4 * out, simd.add_dots(sum4, dots4))
+            simd.store(sums, o + 5 * out, simd.add_dots(sum5, dots5))

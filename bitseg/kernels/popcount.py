@@ -18,21 +18,27 @@ WORD = np.dtype(np.uint32 if simd.has_vector_popcount() else np.uint64)
 LANES = 64 // WORD.itemsize
 """Output channels computed side by side: the lanes of a 512-bit vector of words."""
 
+PIXELS = 4
+"""Pixels computed together, which share what is loaded of the weights."""
+
+SUMS_IN_CACHE = 8192
+"""Sums (int32) kept at a time: 32 KB, the usual size of a first-level cache."""
+
 PopcountFilters = namedtuple("PopcountFilters", "weights multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 
 weights : tuple of arrays of `WORD`, one for each bit, shape (ceil(out / lanes), kernel, kernel, words of in, lanes).
     The last axis runs over output channels. A tuple for the reason given at `bitplanes.Planes`.
-multiplier, offset : float32, shape (64 * ceil(out / 64),)
+multiplier, offset : float32, shape (32 * ceil(out / 32),)
     Turn the integer sum t into ``t * multiplier + offset``; 0 past the last channel.
 kernel, stride, padding : int
-levels : int
-    Largest weight code, ``2**bits - 1``: times the sum of a window it is what `convolution.scale` takes off.
+levels : int32
+    Largest weight code, ``2**bits - 1``: times the sum of a window it is the center of its sums.
 """
 
 
 @part
-def workspace(planes, filters):
+def workspace(planes, filters, pixels):
     """Where the words of a window lie, counted from its first word: intp, shape (kernel * kernel * words of in,)."""
     _, kernel_size, _, words, lanes = filters.weights[0].shape
     columns, pixel = planes.sums.shape[1], _words_of_pixel(planes, lanes)
@@ -66,7 +72,7 @@ def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
     border = planes.margin - filters.padding
     first = ((y * filters.stride + border) * columns + border) * pixel
     out, last, taps = sums.shape[1], x1 - 1, len(offsets)
-    for x in range(x0, x1, 4):
+    for x in range(x0, x1, PIXELS):
         # At the right edge the last pixel is computed again instead of one outside.
         p0, p1, p2, p3 = x, min(x + 1, last), min(x + 2, last), min(x + 3, last)
         a0, a1, a2, a3 = first + p0 * step, first + p1 * step, first + p2 * step, first + p3 * step

@@ -36,14 +36,15 @@ class _VectorModel(models.PrimitiveModel):
 u64x8 = Vector("u64", ir.IntType(64), 8)
 u32x16 = Vector("u32", ir.IntType(32), 16)
 i32x16 = Vector("i32", ir.IntType(32), 16)
-i32x64 = Vector("i32", ir.IntType(32), 64)
+i32x32 = Vector("i32", ir.IntType(32), 32)
+f32x8 = Vector("f32", ir.FloatType(), 8)
 f32x16 = Vector("f32", ir.FloatType(), 16)
+f32x32 = Vector("f32", ir.FloatType(), 32)
 u8x16 = Vector("u8", ir.IntType(8), 16)
 u8x32 = Vector("u8", ir.IntType(8), 32)
-u8x64 = Vector("u8", ir.IntType(8), 64)
 u16x16 = Vector("u16", ir.IntType(16), 16)
-s8x64 = Vector("s8", ir.IntType(8), 64)
 s16x32 = Vector("s16", ir.IntType(16), 32)
+s8x64 = Vector("s8", ir.IntType(8), 64)
 
 
 def _pointer(context, builder, array_type, array, offset, vector):
@@ -75,11 +76,28 @@ def _load(vector):
     return load
 
 
-load_i32x16 = _load(i32x16)
-load_i32x64 = _load(i32x64)
+load_f32x8 = _load(f32x8)
 load_f32x16 = _load(f32x16)
-load_u8x16 = _load(u8x16)
-load_u8x64 = _load(u8x64)
+load_f32x32 = _load(f32x32)
+load_u8x32 = _load(u8x32)
+
+
+@intrinsic
+def load_signed_sums(typing_context, array, offset, center):
+    """Load 32 sums s from an array of int16 or int32: ``2 * s - center``, a vector of that type.
+
+    Of int16 only the lowest 16 bits count, on the way: it is enough that the result fits.
+    """
+    vector = s16x32 if array.dtype.bitwidth == 16 else i32x32
+
+    def code(context, builder, signature, values):
+        array, offset, center = values
+        value = _load_unaligned(builder, _pointer(context, builder, signature.args[0], array, offset, vector), vector)
+        if vector is s16x32:
+            center = builder.trunc(center, vector.element)
+        return builder.sub(builder.add(value, value), _splat(builder, center, vector))
+
+    return vector(array, types.intp, types.int32), code
 
 
 @intrinsic
@@ -106,8 +124,9 @@ def _broadcast(vector, scalar):
 
 
 broadcast_i32x16 = _broadcast(i32x16, types.int32)
-broadcast_i32x64 = _broadcast(i32x64, types.int32)
+broadcast_f32x8 = _broadcast(f32x8, types.float32)
 broadcast_f32x16 = _broadcast(f32x16, types.float32)
+broadcast_f32x32 = _broadcast(f32x32, types.float32)
 
 
 def _binary(instruction):
@@ -128,32 +147,70 @@ subtract_float = _binary("fsub")
 multiply_float = _binary("fmul")
 
 
-def _convert(instruction, target):
-    @intrinsic
-    def conversion(typing_context, a):
-        def code(context, builder, signature, values):
-            return getattr(builder, instruction)(values[0], target.llvm)
+@intrinsic
+def to_f32x32(typing_context, a):
+    """float32 of 32 sums, or of 32 codes (u8x32)."""
 
-        return target(a), code
+    def code(context, builder, signature, values):
+        if signature.args[0] == u8x32:
+            return builder.sitofp(builder.zext(values[0], i32x32.llvm), f32x32.llvm)
+        wide = values[0] if signature.args[0] == i32x32 else builder.sext(values[0], i32x32.llvm)
+        return builder.sitofp(wide, f32x32.llvm)
 
-    return conversion
-
-
-i32x16_to_f32x16 = _convert("sitofp", f32x16)
-u8x16_to_i32x16 = _convert("zext", i32x16)
-i32x16_to_u8x16 = _convert("trunc", u8x16)
+    return f32x32(a), code
 
 
 @intrinsic
-def round_to_u8x16(typing_context, a):
-    """Nearest whole numbers, ties to even, of float32 values between 0 and 255."""
+def i32x16_to_u8x16(typing_context, a):
+    """The lowest 8 bits of each lane."""
 
     def code(context, builder, signature, values):
-        # The last bit of 2**23 is worth 1: the addition rounds, and leaves the whole number in the lowest bits.
-        shifted = builder.fadd(values[0], ir.Constant(f32x16.llvm, [float(2**23)] * f32x16.lanes))
-        return builder.trunc(builder.bitcast(shifted, i32x16.llvm), u8x16.llvm)
+        return builder.trunc(values[0], u8x16.llvm)
 
     return u8x16(a), code
+
+
+@intrinsic
+def round_to_u8x32(typing_context, a, largest):
+    """``rint(clip(a, 0, largest))``, ties to even, of float32 values that are no NaN; `largest` is 255 at most."""
+
+    def code(context, builder, signature, values):
+        value = _minimum(builder, values[0], _splat(builder, values[1], f32x32))
+        if _has("avx2") and not _has("avx512bw"):
+            return _round_and_saturate(builder, value)
+        value = builder.select(
+            builder.fcmp_ordered(">", value, ir.Constant(f32x32.llvm, [0.0] * 32)),
+            value,
+            ir.Constant(f32x32.llvm, [0.0] * 32),
+        )
+        # The last bit of 2**23 is worth 1: the addition rounds, and leaves the whole number in the lowest bits.
+        shifted = builder.fadd(value, ir.Constant(f32x32.llvm, [float(2**23)] * 32))
+        return builder.trunc(builder.bitcast(shifted, i32x32.llvm), u8x32.llvm)
+
+    return u8x32(a, types.float32), code
+
+
+def _round_and_saturate(builder, value):
+    """The same with AVX2, whose narrowing of 32 to 16 to 8 bits holds values inside them: nothing else clips at 0."""
+    i32x8, i16x16 = ir.VectorType(_INT32, 8), u16x16.llvm
+    whole = [
+        _x86(builder, "avx.cvt.ps2dq.256", i32x8, _lanes(builder, value, range(start, start + 8)))
+        for start in range(0, 32, 8)
+    ]
+    halves = [_x86(builder, "avx2.packssdw", i16x16, *whole[start : start + 2]) for start in (0, 2)]
+    packed = builder.bitcast(_x86(builder, "avx2.packuswb", u8x32.llvm, *halves), i32x8)
+    # Narrowing puts together what the 128-bit halves of its arguments hold.
+    return builder.bitcast(_lanes(builder, packed, (0, 4, 1, 5, 2, 6, 3, 7)), u8x32.llvm)
+
+
+def _lanes(builder, vector, lanes):
+    """A vector of some lanes of another."""
+    numbers = ir.Constant(ir.VectorType(_INT32, len(lanes)), list(lanes))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), numbers)
+
+
+def _minimum(builder, a, b):
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
 def _words(arrays):
@@ -251,51 +308,68 @@ def store_counts(typing_context, sums, position, counts):
 
 
 @intrinsic
-def store_steps(typing_context, arrays, offset, values, steps, channel):
-    """Write codes found by comparison: bit j of 64 codes as one word to array j of a tuple of uint64 arrays.
+def store_steps(typing_context, arrays, half, values, steps, channel):
+    """Write codes found by comparison: bit j of 32 codes as half a word to array j of a tuple of uint64 arrays.
 
-    A code is the number of steps that its value exceeds. `values` is a vector of 64 lanes, `steps` an array of shape
-    (2**bits - 1, channels), ascending, compared from column `channel` on. Returns the sum of the codes.
+    A code is the number of steps that its value exceeds. `values` is a vector of 32 lanes, `steps` an array of shape
+    (2**bits - 1, channels) and the same type, ascending, compared from column `channel` on. Returns the sum of the
+    codes.
     """
 
     def code(context, builder, signature, args):
         arrays_type, _, vector, steps_type, _ = signature.args
-        arrays, offset, values, steps, channel = args
-        exceeds = builder.icmp_signed if vector == i32x64 else builder.icmp_unsigned
+        arrays, half, values, steps, channel = args
+        exceeds = builder.icmp_unsigned if vector == u8x32 else builder.icmp_signed
         columns = cgutils.unpack_tuple(builder, context.make_array(steps_type)(context, builder, steps).shape)[1]
-        words, total = [None] * len(arrays_type), ir.IntType(64)(0)
+        words = [None] * len(arrays_type)
         for code in range(1, 2 ** len(words)):
             place = builder.add(builder.mul(columns, columns.type(code - 1)), channel)
             step = _load_unaligned(builder, _pointer(context, builder, steps_type, steps, place, vector), vector)
-            exceeded = builder.bitcast(exceeds(">", values, step), ir.IntType(64))
-            total = builder.add(total, builder.ctpop(exceeded))
+            exceeded = exceeds(">", values, step)
             # Counting up, bit j changes wherever 2**j divides the code.
             for j in range(len(words)):
                 if code % 2**j == 0:
                     words[j] = exceeded if words[j] is None else builder.xor(words[j], exceeded)
-        for word, pointer in zip(words, _each_pointer(context, builder, arrays_type, arrays, offset, ir.IntType(64))):
-            builder.store(word, pointer)
-        return total
+        words = [builder.bitcast(word, _INT32) for word in words]
+        return _store_halves(context, builder, arrays_type, arrays, half, words)
 
     return types.int64(arrays, types.intp, values, steps, types.intp), code
 
 
 @intrinsic
-def store_bits(typing_context, arrays, offset, codes):
-    """Write bit j of 64 codes (u8x64) as one word to array j of a tuple of uint64 arrays; the sum of the codes."""
+def store_bits(typing_context, arrays, half, codes):
+    """Write bit j of 32 codes (u8x32) as half a word to array j of a tuple of uint64 arrays; the sum of the codes."""
 
     def code(context, builder, signature, values):
-        zero = ir.Constant(u8x64.llvm, [0] * u8x64.lanes)
-        total = ir.IntType(64)(0)
-        pointers = _each_pointer(context, builder, signature.args[0], values[0], values[1], ir.IntType(64))
-        for j, pointer in enumerate(pointers):
-            one_bit = builder.and_(values[2], ir.Constant(u8x64.llvm, [1 << j] * u8x64.lanes))
-            word = builder.bitcast(builder.icmp_unsigned("!=", one_bit, zero), ir.IntType(64))
-            builder.store(word, pointer)
-            total = builder.add(total, builder.shl(builder.ctpop(word), ir.IntType(64)(j)))
-        return total
+        zero, words = ir.Constant(u8x32.llvm, [0] * 32), []
+        for j in range(len(signature.args[0])):
+            one_bit = builder.and_(values[2], ir.Constant(u8x32.llvm, [1 << j] * 32))
+            words.append(builder.bitcast(builder.icmp_unsigned("!=", one_bit, zero), _INT32))
+        return _store_halves(context, builder, signature.args[0], values[0], values[1], words)
 
     return types.int64(arrays, types.intp, codes), code
+
+
+@intrinsic
+def clear_half(typing_context, arrays, half):
+    """Write 0 to half a word of each of a tuple of uint64 arrays."""
+
+    def code(context, builder, signature, values):
+        words = [_INT32(0)] * len(signature.args[0])
+        _store_halves(context, builder, signature.args[0], *values, words)
+        return context.get_dummy_value()
+
+    return types.void(arrays, types.intp), code
+
+
+def _store_halves(context, builder, arrays_type, arrays, half, words):
+    """Store an i32 to each array, at number `half` counted in halves of words, the lower first; ``sum(2**j ones)``."""
+    total = ir.IntType(64)(0)
+    for j, (word, pointer) in enumerate(zip(words, _each_pointer(context, builder, arrays_type, arrays, half, _INT32))):
+        builder.store(word, pointer)
+        ones = builder.zext(builder.ctpop(word), ir.IntType(64))
+        total = builder.add(total, builder.shl(ones, ir.IntType(64)(j)))
+    return total
 
 
 def _extreme(sign):
@@ -327,6 +401,27 @@ def select_greater(typing_context, a, b, where, elsewhere):
     return where(a, b, where, elsewhere), code
 
 
+@intrinsic
+def pick_f32x8(typing_context, array, position, indices, offset):
+    """Elements ``position + i`` of an array for 8 of an array of int32 numbers i below 8."""
+
+    def code(context, builder, signature, values):
+        array_type, _, indices_type, _ = signature.args
+        array, position, indices, offset = values
+        numbers = Vector("i32", _INT32, 8)
+        lanes = _load_unaligned(builder, _pointer(context, builder, indices_type, indices, offset, numbers), numbers)
+        pointer = _pointer(context, builder, array_type, array, position, f32x8)
+        if _has("avx2"):
+            return _x86(builder, "avx2.permps", f32x8.llvm, _load_unaligned(builder, pointer, f32x8), lanes)
+        first, picked = builder.bitcast(pointer, ir.FloatType().as_pointer()), ir.Constant(f32x8.llvm, ir.Undefined)
+        for lane in range(8):
+            element = builder.load(builder.gep(first, [builder.extract_element(lanes, _INT32(lane))]))
+            picked = builder.insert_element(picked, element, _INT32(lane))
+        return picked
+
+    return f32x8(array, types.intp, indices, types.intp), code
+
+
 def _has(feature):
     """Whether the CPU that Numba compiles for has it; asking LLVM for another's instruction ends the process."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
@@ -352,6 +447,11 @@ def has_vector_popcount():
 def has_byte_dot_product():
     """Whether a dot product of unsigned with signed bytes is one instruction on a 512-bit vector."""
     return _has("avx512vnni")
+
+
+def has_byte_pair_product():
+    """Whether unsigned bytes are multiplied with signed ones and the products added by pairs, to 16 bits, in AVX2."""
+    return _has("avx2")
 
 
 # Dot products, for `dot.py`. LLVM has them in generic form too, but does not find the instructions for it.
@@ -389,45 +489,94 @@ def load_weights(typing_context, array, position):
 
 
 @intrinsic
-def add_dot_products(typing_context, sums, codes, position, weights):
+def values_in_32_bits(typing_context, array):
+    """How many values of an array share 32 bits: a constant for the compiler."""
+
+    def code(context, builder, signature, values):
+        return ir.IntType(64)(32 // signature.args[0].dtype.bitwidth)
+
+    return types.intp(array), code
+
+
+def _adds_pairs_of_bytes(weights_dtype):
+    """Whether products with such weights are collected in 16 bits, two lanes for an output channel."""
+    return weights_dtype.bitwidth == 8 and not has_byte_dot_product()
+
+
+@intrinsic
+def zero_dots(typing_context, weights):
+    """Zero dot products of 16 output channels with weights of an array's type."""
+    vector = s16x32 if _adds_pairs_of_bytes(weights.dtype) else i32x16
+
+    def code(context, builder, signature, values):
+        return ir.Constant(vector.llvm, [0] * vector.lanes)
+
+    return vector(weights), code
+
+
+@intrinsic
+def add_dots(typing_context, sums, dots):
+    """Add dot products, see `zero_dots`, to i32x16 sums."""
+
+    def code(context, builder, signature, values):
+        sums, products = values
+        if signature.args[1] == s16x32:
+            products = _multiply_pairs(builder, products, ir.Constant(s16x32.llvm, [1] * 32))
+        return builder.add(sums, products)
+
+    return sums(sums, dots), code
+
+
+@intrinsic
+def add_dot_products(typing_context, dots, codes, position, weights):
     """Add to each lane the dot product of 32 bits of codes, the same for all, with as many weights of its own.
 
+    dots : see `zero_dots`
     weights : s8x64 for codes of uint8, or s16x32 for codes of int16.
     """
 
     def code(context, builder, signature, values):
-        sums_type, codes_type, _, weights_type = signature.args
-        sums, codes, position, weights = values
+        dots_type, codes_type, _, weights_type = signature.args
+        dots, codes, position, weights = values
         data = context.make_array(codes_type)(context, builder, codes).data
         word = builder.load(builder.bitcast(builder.gep(data, [position]), _INT32.as_pointer()))
         word.align = 1
-        codes, words = _splat(builder, word, sums_type), builder.bitcast(weights, sums_type.llvm)
-        if weights_type == s8x64:
-            return _x86(builder, "avx512.vpdpbusd.512", i32x16.llvm, sums, codes, words)
-        if _has("avx512bw"):
+        codes = _splat(builder, word, i32x16)
+        if dots_type == s16x32:
             codes = builder.bitcast(codes, weights_type.llvm)
-            products = _x86(builder, "avx512.pmaddw.d.512", i32x16.llvm, codes, weights)
-        elif _has("avx2"):
-            codes = builder.bitcast(codes, weights_type.llvm)
-            halves = [ir.Constant(ir.VectorType(_INT32, 16), list(range(half, half + 16))) for half in (0, 16)]
-            products = [
-                _x86(
-                    builder,
-                    "avx2.pmadd.wd",
-                    ir.VectorType(_INT32, 8),
-                    *(builder.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), half) for v in (codes, weights)),
-                )
-                for half in halves
-            ]
-            products = builder.shuffle_vector(*products, ir.Constant(ir.VectorType(_INT32, 16), list(range(16))))
+            products = _by_halves(builder, "avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 16), codes, weights)
+        elif weights_type == s8x64:
+            words = builder.bitcast(weights, i32x16.llvm)
+            return _x86(builder, "avx512.vpdpbusd.512", i32x16.llvm, dots, codes, words)
         else:
-            sixteen = ir.Constant(i32x16.llvm, [16] * 16)
-            high = builder.mul(builder.ashr(codes, sixteen), builder.ashr(words, sixteen))
-            codes, words = (builder.ashr(builder.shl(v, sixteen), sixteen) for v in (codes, words))
-            products = builder.add(builder.mul(codes, words), high)
-        return builder.add(sums, products)
+            products = _multiply_pairs(builder, builder.bitcast(codes, weights_type.llvm), weights)
+        return builder.add(dots, products)
 
-    return sums(sums, codes, types.intp, weights), code
+    return dots(dots, codes, types.intp, weights), code
+
+
+def _multiply_pairs(builder, a, b):
+    """i32x16: products of two s16x32 vectors, added by pairs."""
+    if _has("avx512bw"):
+        return _x86(builder, "avx512.pmaddw.d.512", i32x16.llvm, a, b)
+    if _has("avx2"):
+        return _by_halves(builder, "avx2.pmadd.wd", ir.VectorType(_INT32, 8), a, b)
+    a, b = (builder.bitcast(vector, i32x16.llvm) for vector in (a, b))
+    sixteen = ir.Constant(i32x16.llvm, [16] * 16)
+    high = builder.mul(builder.ashr(a, sixteen), builder.ashr(b, sixteen))
+    low = builder.mul(*(builder.ashr(builder.shl(vector, sixteen), sixteen) for vector in (a, b)))
+    return builder.add(low, high)
+
+
+def _by_halves(builder, name, result, *arguments):
+    """Call an intrinsic on each 256-bit half of 512-bit vectors: a vector of twice the type `result`."""
+    lanes = arguments[0].type.count // 2
+    halves = [
+        _x86(builder, name, result, *(_lanes(builder, vector, range(start, start + lanes)) for vector in arguments))
+        for start in (0, lanes)
+    ]
+    numbers = ir.Constant(ir.VectorType(_INT32, 2 * result.count), list(range(2 * result.count)))
+    return builder.shuffle_vector(*halves, numbers)
 
 
 def _x86(builder, name, result, *arguments):
@@ -440,33 +589,32 @@ def _x86(builder, name, result, *arguments):
 
 
 @intrinsic
-def store_tables(typing_context, tables, position, planes, word, shift, counts):
-    """Make the two 16-byte tables of 8 channels: bits `shift` to `shift + 7` of word number `word` of each plane.
+def store_tables(typing_context, tables, position, planes, byte, counts):
+    """Make the two 16-byte tables of 8 channels: byte number `byte` of each plane.
 
-    counts : `lookup.TABLES`.
+    counts : `lookup.PLANE_TABLES`.
     """
 
     def code(context, builder, signature, values):
-        tables_type, _, planes_type, _, _, counts_type = signature.args
-        tables, position, planes, word, shift, counts = values
+        tables_type, _, planes_type, _, counts_type = signature.args
+        tables, position, planes, byte, counts = values
         counts = context.make_array(counts_type)(context, builder, counts).data
         int64 = ir.IntType(64)
         total = None
-        for bit, plane in enumerate(cgutils.unpack_tuple(builder, planes)):
-            data = context.make_array(planes_type.dtype)(context, builder, plane).data
-            byte = builder.and_(builder.lshr(builder.load(builder.gep(data, [word])), shift), int64(255))
-            row = builder.add(builder.shl(byte, int64(5)), int64(bit * 256 * 32))
+        for bit, pointer in enumerate(_each_pointer(context, builder, planes_type, planes, byte, ir.IntType(8))):
+            ones = builder.zext(builder.load(pointer), int64)
+            row = builder.add(builder.shl(ones, int64(5)), int64(bit * 256 * 32))
             table = _load_unaligned(builder, builder.gep(counts, [row]), u8x32)
             total = table if total is None else builder.add(total, table)
         builder.store(total, _pointer(context, builder, tables_type, tables, position, u8x32)).align = 1
         return context.get_dummy_value()
 
-    return types.void(tables, types.intp, planes, types.intp, types.intp, counts), code
+    return types.void(tables, types.intp, planes, types.intp, counts), code
 
 
 @intrinsic
-def zero_narrow(typing_context, weights):
-    """A zero u8x32 vector for each plane of `weights`."""
+def zero_bytes(typing_context, weights):
+    """A zero u8x32 vector for each array of a tuple."""
 
     def code(context, builder, signature, values):
         zero = ir.Constant(u8x32.llvm, [0] * u8x32.lanes)
@@ -476,87 +624,97 @@ def zero_narrow(typing_context, weights):
 
 
 @intrinsic
-def zero_wide(typing_context, weights):
-    """Two zero u16x16 vectors, of even and of odd lanes, for each plane of `weights`."""
+def store_offsets(typing_context, offsets, position, planes, half):
+    """Where the tables of 32 channels begin in `lookup.TABLES`: those of half word number `half` of one or two planes.
+
+    Writes 8 numbers, ``16 * a + 256 * b`` for the nibbles a and b of 4 channels.
+    """
 
     def code(context, builder, signature, values):
-        zero = ir.Constant(u16x16.llvm, [0] * u16x16.lanes)
-        return context.make_tuple(builder, signature.return_type, [zero] * (2 * len(signature.args[0])))
-
-    return types.UniTuple(u16x16, 2 * len(weights))(weights), code
-
-
-@intrinsic
-def load_nibbles_each(typing_context, arrays, offset):
-    """Load 32 bytes from each of a tuple of arrays, as two vectors: their low and their high nibbles."""
-
-    def code(context, builder, signature, values):
-        low_bits = ir.Constant(u8x32.llvm, [15] * u8x32.lanes)
-        found = []
-        for array in cgutils.unpack_tuple(builder, values[0]):
-            data = context.make_array(signature.args[0].dtype)(context, builder, array).data
-            value = _load_unaligned(builder, builder.gep(data, [values[1]]), u8x32)
-            found.append(builder.and_(value, low_bits))
-            # Bytes cannot be shifted on x86; of shifted pairs the low nibbles are the same.
-            pairs = builder.lshr(builder.bitcast(value, u16x16.llvm), ir.Constant(u16x16.llvm, [4] * u16x16.lanes))
-            found.append(builder.and_(builder.bitcast(pairs, u8x32.llvm), low_bits))
-        return context.make_tuple(builder, signature.return_type, found)
-
-    return types.UniTuple(u8x32, 2 * len(arrays))(arrays, types.intp), code
-
-
-@intrinsic
-def look_up(typing_context, counts, tables, offset, nibbles):
-    """Add what two neighbouring 16-byte tables hold at the low and high nibbles of each weight plane."""
-
-    def code(context, builder, signature, values):
-        counts, tables, offset, nibbles = values
-        counts, nibbles = cgutils.unpack_tuple(builder, counts), cgutils.unpack_tuple(builder, nibbles)
-        twice = ir.Constant(ir.VectorType(_INT32, 32), [*range(16), *range(16)])
-        for half in range(2):
-            place = builder.add(offset, ir.IntType(64)(16 * half))
-            pointer = _pointer(context, builder, signature.args[1], tables, place, u8x16)
-            table = _load_unaligned(builder, pointer, u8x16)
-            table = builder.shuffle_vector(table, ir.Constant(u8x16.llvm, ir.Undefined), twice)
-            for plane in range(len(counts)):
-                found = _x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibbles[2 * plane + half])
-                counts[plane] = builder.add(counts[plane], found)
-        return context.make_tuple(builder, signature.return_type, counts)
-
-    return counts(counts, tables, types.intp, nibbles), code
-
-
-@intrinsic
-def widen(typing_context, wide, narrow):
-    """Add 8-bit counts to 16-bit ones, even and odd lanes apart."""
-
-    def code(context, builder, signature, values):
-        wide, narrow = (cgutils.unpack_tuple(builder, value) for value in values)
-        low_byte = ir.Constant(u16x16.llvm, [255] * u16x16.lanes)
-        eight = ir.Constant(u16x16.llvm, [8] * u16x16.lanes)
-        for plane, count in enumerate(narrow):
-            pairs = builder.bitcast(count, u16x16.llvm)
-            wide[2 * plane] = builder.add(wide[2 * plane], builder.and_(pairs, low_byte))
-            wide[2 * plane + 1] = builder.add(wide[2 * plane + 1], builder.lshr(pairs, eight))
-        return context.make_tuple(builder, signature.return_type, wide)
-
-    return wide(wide, narrow), code
-
-
-@intrinsic
-def store_wide(typing_context, sums, position, wide):
-    """Write ``sum(2**plane * count)`` of 32 channels: the even lanes first, then the odd ones."""
-
-    def code(context, builder, signature, values):
-        sums, position, wide = values
-        counts = [builder.zext(value, i32x16.llvm) for value in cgutils.unpack_tuple(builder, wide)]
-        for half in range(2):
-            total = counts[half]
-            for plane in range(1, len(counts) // 2):
-                shift = ir.Constant(i32x16.llvm, [plane] * i32x16.lanes)
-                total = builder.add(total, builder.shl(counts[2 * plane + half], shift))
-            place = builder.add(position, ir.IntType(64)(16 * half))
-            builder.store(total, _pointer(context, builder, signature.args[0], sums, place, i32x16)).align = 1
+        offsets_type, _, planes_type, _ = signature.args
+        offsets, position, planes, half = values
+        vector = Vector("u32", _INT32, 8)
+        shifts, low_bits = (
+            ir.Constant(vector.llvm, numbers) for numbers in (list(range(0, 32, 4)), [15] * vector.lanes)
+        )
+        total = None
+        for bit, pointer in enumerate(_each_pointer(context, builder, planes_type, planes, half, _INT32)):
+            nibbles = builder.and_(builder.lshr(_splat(builder, builder.load(pointer), vector), shifts), low_bits)
+            nibbles = builder.shl(nibbles, ir.Constant(vector.llvm, [4 + 4 * bit] * vector.lanes))
+            total = nibbles if total is None else builder.or_(total, nibbles)
+        builder.store(total, _pointer(context, builder, offsets_type, offsets, position, vector)).align = 1
         return context.get_dummy_value()
 
-    return types.void(sums, types.intp, wide), code
+    return types.void(offsets, types.intp, planes, types.intp), code
+
+
+@intrinsic
+def load_bytes_each(typing_context, arrays, offset):
+    """Load 32 bytes from each of a tuple of arrays: a tuple of vectors."""
+
+    def code(context, builder, signature, values):
+        pointers = _each_pointer(context, builder, signature.args[0], *values, u8x32.element)
+        found = [_load_unaligned(builder, pointer, u8x32) for pointer in pointers]
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(u8x32, len(arrays))(arrays, types.intp), code
+
+
+@intrinsic
+def look_up(typing_context, counts, tables, offsets, position, nibbles):
+    """Add to each count what a 16-byte table, which begins at ``offsets[position]``, holds at nibbles of its own."""
+
+    def code(context, builder, signature, values):
+        _, tables_type, offsets_type, _, _ = signature.args
+        counts, tables, offsets, position, nibbles = values
+        counts, nibbles = cgutils.unpack_tuple(builder, counts), cgutils.unpack_tuple(builder, nibbles)
+        offsets = context.make_array(offsets_type)(context, builder, offsets).data
+        offset = builder.zext(builder.load(builder.gep(offsets, [position])), ir.IntType(64))
+        table = _load_unaligned(builder, _pointer(context, builder, tables_type, tables, offset, u8x16), u8x16)
+        table = _lanes(builder, table, [*range(16), *range(16)])
+        for number, nibble in enumerate(nibbles):
+            found = _x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibble)
+            counts[number] = builder.add(counts[number], found)
+        return context.make_tuple(builder, signature.return_type, counts)
+
+    return counts(counts, tables, offsets, types.intp, nibbles), code
+
+
+def _byte_counts(adds):
+    @intrinsic
+    def write(typing_context, sums, position, counts, planes):
+        def code(context, builder, signature, values):
+            sums_type, planes = signature.args[0], len(signature.args[3])
+            sums, position, counts, _ = values
+            vector = u16x16 if sums_type.dtype.bitwidth == 16 else i32x16
+            for number, total in enumerate(_of_planes(builder, cgutils.unpack_tuple(builder, counts), planes)):
+                if vector is i32x16:
+                    total = builder.zext(total, vector.llvm)
+                place = builder.add(position, ir.IntType(64)(16 * number))
+                pointer = _pointer(context, builder, sums_type, sums, place, vector)
+                if adds:
+                    total = builder.add(total, _load_unaligned(builder, pointer, vector))
+                builder.store(total, pointer).align = 1
+            return context.get_dummy_value()
+
+        return types.void(sums, types.intp, counts, planes), code
+
+    return write
+
+
+def _of_planes(builder, counts, planes):
+    """``sum(2**plane * count)`` in 16 bits for each `planes` counts, first those of the even lanes, then of the odd."""
+    eight, low_byte = (ir.Constant(u16x16.llvm, [number] * 16) for number in (8, 255))
+    for first in range(0, len(counts), planes):
+        pairs = [builder.bitcast(count, u16x16.llvm) for count in counts[first : first + planes]]
+        for halves in ([builder.and_(p, low_byte) for p in pairs], [builder.lshr(p, eight) for p in pairs]):
+            total = halves[-1]
+            for half in reversed(halves[:-1]):
+                total = builder.add(builder.add(total, total), half)
+            yield total
+
+
+# Write, or add, counts of table entries: sums of int16 or int32 of blocks of 32 channels, first those of the even
+# lanes, then of the odd. `planes` is `lookup.LookupFilters.planes`.
+set_byte_counts = _byte_counts(adds=False)
+add_byte_counts = _byte_counts(adds=True)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..kernels import bitplanes, dot, lookup, popcount, simd
-from ..kernels import convolution as bits
+from ..kernels.convolution import LANES, Rounding
 from ..model_file import LayerWeights
 from .reference import round_to_code, scale
 
@@ -26,9 +26,8 @@ def kernel_costs(convolution):
 
     Popcount treats each pair of bit-planes by itself: an AND, a popcount and an addition are 512 products of one bit;
     without AVX-512's vector popcount that takes seven instructions more. Look-up treats each plane of the weights by
-    itself, all planes of at most 4-bit activations at once, if its 16-bit sums suffice; its tables cost the more, the
-    fewer filters and taps read them. A dot product takes the same time whatever the bits. On layers of the half-width
-    network with 1 to 4 bits the choice took 0.2 % more time than the best (Zen 4), 2 % with AVX-512 switched off;
+    itself, all planes of at most 4-bit activations at once; of three and four bits it makes tables, which cost the
+    more, the fewer filters and taps read them. A dot product takes the same time whatever the bits.
     `tests/benchmarks` measures all three.
 
     Parameters
@@ -42,16 +41,12 @@ def kernel_costs(convolution):
     products = convolution.weight_bits * convolution.input_bits
     uses = convolution.out_channels * convolution.kernel**2 / convolution.stride**2
     costs = {
-        "popcount": products * (3.2 if simd.has_vector_popcount() else 12),
-        "dot": (18 if simd.has_byte_dot_product() else 33) + 400 / uses,
+        "popcount": products * (3.2 if simd.has_vector_popcount() else 15),
+        "dot": (18 if simd.has_byte_dot_product() else 24) + 400 / uses,
     }
-    largest = convolution.window * (2**convolution.input_bits - 1)
-    if (
-        simd.has_byte_shuffle()
-        and convolution.input_bits <= lookup.MOST_ACTIVATION_BITS
-        and largest <= lookup.LARGEST_SUM
-    ):
-        costs["lookup"] = convolution.weight_bits * 8.5 + 600 / uses
+    if simd.has_byte_shuffle() and convolution.input_bits <= lookup.MOST_ACTIVATION_BITS:
+        plane, tables = (6, 200) if convolution.input_bits <= 2 else (9, 800)
+        costs["lookup"] = convolution.weight_bits * plane + tables / uses
     return costs
 
 
@@ -118,7 +113,7 @@ def pack_bit_planes(codes, bits, margin=1):
     if codes.size and int(codes.max()) >= 2**bits:
         raise ValueError(f"code {codes.max()} needs more than {bits} bits")
     height, width, channels = codes.shape
-    padded = np.zeros((height, width, -(-channels // WORD) * WORD), np.uint8)
+    padded = np.zeros((height, width, -(-channels // LANES) * LANES), np.uint8)
     padded[:, :, :channels] = codes
     planes = bit_planes(height, width, channels, bits, margin)
     for y in range(height):
@@ -153,8 +148,8 @@ def with_rising_results(convolution, weights):
     return LayerWeights(codes.astype(np.uint8), np.abs(weights.multiplier), weights.offset)
 
 
-def sum_steps(convolution, weights):
-    """Where the codes of a convolution's result change: int32 (2**bits - 1, padded channels), or None.
+def sum_steps(convolution, weights, sum_type):
+    """Where the codes of a convolution's result change: (2**bits - 1, padded channels) of the sums' type, or None.
 
     A code is the number of steps that the integer sum t exceeds. They are found by bisection with the expression that
     defines the code, which never falls because no multiplier is negative. None if the result has more bits than
@@ -164,7 +159,7 @@ def sum_steps(convolution, weights):
     if not 0 < output_bits <= bitplanes.MOST_BITS_BY_STEPS:
         return None
     codes = np.arange(1, 2**output_bits)[:, None]
-    largest = (2**convolution.weight_bits - 1) * (2**convolution.input_bits - 1) * convolution.window
+    largest = convolution.largest_sum
     # The smallest sum that gives a code lies from `low` to `high`; `largest + 1` stands for none.
     low = np.full((len(codes), convolution.out_channels), -largest)
     high = np.full_like(low, largest + 1)
@@ -172,7 +167,7 @@ def sum_steps(convolution, weights):
         middle = (low + high) // 2
         reached = round_to_code(scale(middle, weights.multiplier, weights.offset), output_bits) >= codes
         low, high = np.where(reached, low, middle + 1), np.where(reached, middle, high)
-    steps = np.full((len(codes), len(_padded_factors(weights)[0])), np.iinfo(np.int32).max, np.int32)
+    steps = np.full((len(codes), len(_padded_factors(weights)[0])), np.iinfo(sum_type).max, sum_type)
     steps[:, : convolution.out_channels] = low - 1
     return steps
 
@@ -183,9 +178,9 @@ def stream_rounding(stream_bits, activation_bits, activation_multiplier):
     if activation_bits <= bitplanes.MOST_BITS_BY_STEPS:
         activations = round_to_code(np.arange(256).astype(np.float32) * activation_multiplier, activation_bits)
         before = np.searchsorted(activations, np.arange(1, 2**activation_bits)) - 1
-        steps = np.repeat(before.astype(np.uint8)[:, None], WORD, 1)
+        steps = np.repeat(before.astype(np.uint8)[:, None], LANES, 1)
     largest, activation_largest = np.float32(2**stream_bits - 1), np.float32(2**activation_bits - 1)
-    return bits.Rounding(largest, steps, activation_multiplier, activation_largest)
+    return Rounding(largest, steps, activation_multiplier, activation_largest)
 
 
 def _popcount_filters(convolution, weights):
@@ -205,20 +200,25 @@ def _popcount_filters(convolution, weights):
 def _lookup_filters(convolution, weights):
     """`kernels.lookup.LookupFilters` of a convolution and its `model_file.LayerWeights`."""
     kernel, lanes = convolution.kernel, lookup.LANES
-    codes = _padded_codes(weights.codes, lanes, 8)
-    span = kernel * codes.shape[3] // 8
+    codes = _padded_codes(weights.codes, lanes, 32)
+    span = kernel * codes.shape[3] // 4
 
     def lay_out(ones):
         # Channels 0 to 15 to the even lanes, 16 to 31 to the odd ones.
-        groups = np.packbits(ones, -1, "little").reshape(-1, 2, lanes // 2, kernel, span)
-        return np.ascontiguousarray(groups.transpose(0, 3, 4, 2, 1).reshape(-1, kernel, span, lanes))
+        nibbles = np.packbits(ones.reshape(-1, 2, lanes // 2, kernel, span, 4), -1, "little")[..., 0]
+        return np.ascontiguousarray(nibbles.transpose(0, 3, 4, 2, 1).reshape(-1, kernel, span, lanes))
 
-    return lookup.LookupFilters(_each_bit(convolution, codes, lay_out), *_filter_fields(convolution, weights))
+    vectors = _each_bit(convolution, codes, lay_out)
+    if len(vectors) == 1 and len(vectors[0]) % 2 == 0:
+        vectors = tuple(np.ascontiguousarray(vectors[0][number::2]) for number in range(2))
+    sum_type = np.int16 if convolution.largest_sum <= np.iinfo(np.int16).max else np.int32
+    fields = _filter_fields(convolution, weights, sum_type)
+    return lookup.LookupFilters(vectors, tuple(range(convolution.weight_bits)), *fields)
 
 
 def _dot_filters_of_planes(convolution, weights):
     """`kernels.dot.DotFilters` of a convolution and its `model_file.LayerWeights`."""
-    codes = _padded_codes(weights.codes, dot.LANES, dot.GROUP)
+    codes = _padded_codes(weights.codes, dot.LANES, 4)
     return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
 
 
@@ -231,13 +231,16 @@ def stem_filters(convolution, weights):
 def _dot_filters(convolution, weights, rows):
     """`kernels.dot.DotFilters` of weight codes (out, kernel, values in a row)."""
     multiplier, offset, kernel, levels, stride, padding = _filter_fields(convolution, weights)
-    excess = max(0, levels - np.iinfo(dot.WEIGHT).max)
-    stored = (rows.astype(np.int16) - excess).astype(dot.WEIGHT)
+    code_type, weight_type = dot.types(convolution.input_bits)
+    group = 4 // np.dtype(weight_type).itemsize
+    excess = max(0, levels - np.iinfo(weight_type).max)
+    stored = (rows.astype(np.int16) - excess).astype(weight_type)
     # What stands beside the values of the last group in the image is multiplied with 0.
-    stored = np.pad(stored, ((0, 0), (0, 0), (0, -stored.shape[2] % dot.GROUP)))
-    stored = stored.reshape(-1, dot.LANES, kernel, stored.shape[2] // dot.GROUP, dot.GROUP).transpose(0, 2, 3, 1, 4)
-    fields = multiplier, offset, kernel, levels - 2 * excess, stride, padding
-    return dot.DotFilters(np.ascontiguousarray(stored), *fields)
+    stored = np.pad(stored, ((0, 0), (0, 0), (0, -stored.shape[2] % group)))
+    stored = stored.reshape(-1, dot.LANES, kernel, stored.shape[2] // group, group).transpose(0, 2, 3, 1, 4)
+    most = dot.most_dots(convolution.input_bits, max(excess, levels - excess))
+    fields = most, multiplier, offset, kernel, np.int32(levels - 2 * excess), stride, padding
+    return dot.DotFilters(np.ascontiguousarray(stored), code_type(0), *fields)
 
 
 def _padded_codes(codes, out_multiple, in_multiple):
@@ -254,14 +257,27 @@ def _each_bit(convolution, codes, lay_out):
 
 
 def _padded_factors(weights):
-    """Multiplier and offset, 0 up to a multiple of the channels in a word."""
+    """Multiplier and offset, 0 up to a multiple of the channels that are treated at a time."""
     channels = len(weights.multiplier)
-    padded = np.zeros((2, -(-channels // WORD) * WORD), np.float32)
+    padded = np.zeros((2, -(-channels // LANES) * LANES), np.float32)
     padded[:, :channels] = weights.multiplier, weights.offset
     return padded[0], padded[1]
 
 
-def _filter_fields(convolution, weights):
+def _filter_fields(convolution, weights, sum_type=np.int32):
     """The fields beside the weights, in the order of `kernels.popcount.PopcountFilters`."""
-    levels = 2**convolution.weight_bits - 1
+    levels = sum_type(2**convolution.weight_bits - 1)
     return *_padded_factors(weights), convolution.kernel, levels, convolution.stride, convolution.padding
+
+
+def interpolation_in_blocks(first, second, weight, cells):
+    """`reference.interpolation` of columns as `kernels.decoder.label_rows` takes it, with bases."""
+    padding = -len(first) % 8
+    if cells >= 8:
+        # The last pixel again, up to a whole block.
+        blocks = [np.pad(array, (0, padding), "edge").reshape(-1, 8) for array in (first, second, weight)]
+        bases = np.minimum(blocks[0][:, 0], cells - 8).astype(np.int32)
+        indices = [array - bases[:, None] for array in blocks[:2]]
+        if indices[1].max() < 8:
+            return *(array.reshape(-1) for array in (*indices, blocks[2])), bases
+    return first, second, weight, np.zeros(0, np.int32)

@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..kernels import convolution as bits
-from ..kernels import decoder, dot, stem
+from ..kernels import decoder, stem
 from .layout import (
     WORD,
     bit_filters,
     bit_planes,
     check_kernel,
+    interpolation_in_blocks,
     stem_filters,
     stream_rounding,
     sum_steps,
@@ -38,7 +39,7 @@ def available_threads():
 class Operations:
     """The operations of `graph.Network` on Numba kernels.
 
-    A feature map is a `Planes`; the residual stream is uint8 codes of shape (height, width, 64 * words).
+    A feature map is a `Planes`; the residual stream is uint8 codes of shape (height, width, 32 n).
     Calls from several threads at once are safe. Each operation is carried out at once, or, in a function that is
     being planned (see `run`), later.
 
@@ -130,7 +131,8 @@ class Operations:
         """
         convolution.check_sums()
         weights = with_rising_results(convolution, weights)
-        return Layer(convolution, bit_filters(convolution, weights, self.kernel), sum_steps(convolution, weights))
+        filters = bit_filters(convolution, weights, self.kernel)
+        return Layer(convolution, filters, sum_steps(convolution, weights, filters.levels.dtype))
 
     def prepare_stem(self, convolution, weights):
         """Lay out the first layer, which reads the 8-bit image; arguments and result as for `prepare`."""
@@ -146,9 +148,9 @@ class Operations:
         padding = convolution.padding
         height, width = image.shape[0] // 2, image.shape[1] // 2
         rows, columns = image.shape[0] + 2 * padding, image.shape[1] + 2 * padding
-        # Windows are read in whole groups.
-        bordered = _with_spare((rows, columns * 3), dot.CODE, dot.GROUP)
-        self._step(rows * columns, rows, stem.border_rows, (image, padding, tuple(mean)), (bordered,))
+        values = _with_spare((rows, columns * 3), layer.filters.zero.dtype, stem.SPARE)
+        bordered = stem.Image(values, np.empty((rows, columns), np.int32), padding)
+        self._step(rows * columns, rows, stem.border_rows, (image, tuple(mean)), (bordered,))
         stream = np.empty((height // 2, width // 2, len(layer.filters.multiplier)), np.uint8)
         planes = bit_planes(height // 2, width // 2, convolution.out_channels, rounding.activation_bits)
         arguments = (bordered, layer.filters, rounding.kernel)
@@ -200,6 +202,7 @@ class Operations:
         labels = np.empty(shape, np.uint8)
         rows = interpolation(shape[0], inside[0] / 4, scores.shape[1])
         columns = interpolation(shape[1], inside[1] / 4, scores.shape[2])
+        columns = interpolation_in_blocks(*columns, scores.shape[2])
         self._step(labels.size * len(scores), shape[0], decoder.label_rows, (scores, rows, columns), (labels,))
         return labels
 
