@@ -205,8 +205,9 @@ def _lookup_filters(convolution, weights):
 
     def lay_out(ones):
         # Channels 0 to 15 to the even lanes, 16 to 31 to the odd ones.
-        nibbles = np.packbits(ones.reshape(-1, 2, lanes // 2, kernel, span, 4), -1, "little")[..., 0]
-        return np.ascontiguousarray(nibbles.transpose(0, 3, 4, 2, 1).reshape(-1, kernel, span, lanes))
+        packed = np.packbits(ones, -1, "little")
+        nibbles = np.stack([packed & 15, packed >> 4], -1).reshape(-1, 2, lanes // 2, kernel, span)
+        return np.ascontiguousarray(nibbles.transpose(0, 3, 4, 2, 1)).reshape(-1, kernel, span, lanes)
 
     vectors = _each_bit(convolution, codes, lay_out)
     if len(vectors) == 1 and len(vectors[0]) % 2 == 0:
