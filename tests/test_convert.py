@@ -18,6 +18,7 @@ from bitseg.network.reference import ReferenceOperations
 from bitseg.palette import palette_for
 from bitseg.presets import preset_model
 from tools.convert import convert, main
+from tools.train import folding
 from tools.train.checkpoint import save_checkpoint
 from tools.train.config import read_config
 from tools.train.data import normalise
@@ -143,6 +144,18 @@ def assert_folding_keeps_the_function(network):
     # middle between two codes may be rounded to the other one, and later layers carry that on.
     assert correlation > 0.99
     assert same > 0.97
+
+
+@pytest.mark.parametrize(
+    "options", [*NETWORKS.values(), *DOREFA.values()], ids=[*NETWORKS, *(f"DoReFa {n}" for n in DOREFA)]
+)
+def test_a_network_in_codes_gives_the_scores_of_the_converted_one(options):
+    network = random_network(**options)
+    found = pytorch_scores(folding.folded(network, PREPROCESSING), random_image(1))
+    expected = reference_scores(folded(network), random_image(1))
+    # All codes are equal; upsampling and softmax are PyTorch's own, so the scores differ in their last bits.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert len(np.unique(expected)) > expected.size // 2
 
 
 @pytest.mark.parametrize("reconstruction", RECONSTRUCTIONS)

@@ -1,8 +1,10 @@
 """How far the engine's masks agree with the PyTorch network's: `python -m tools.agreement CHECKPOINT MODEL --data DIR`.
 
-A rounding to codes is a step function: a floating-point sum that lands on the other side of a step by its last bit
-changes a code, and later layers carry that on. How much of a disagreement is that, and not a difference between the
-networks, shows a control: the PyTorch network against itself, in float32 and in float64.
+The PyTorch network is the checkpoint as its stages are scored: folded, in codes (`folding.folded`). Beside it stand
+the networks that training computes with, in real values. A rounding to codes is a step function: a floating-point sum
+that lands on the other side of a step by its last bit changes a code, and later layers carry that on. How much of a
+disagreement is that, and not a difference between the networks, shows a control: real values against themselves, in
+float32 and in float64.
 """
 
 import copy
@@ -15,8 +17,10 @@ import torch
 from bitseg.datasets import open_dataset
 from bitseg.errors import BitsegError
 from bitseg.images import read_image
+from bitseg.model_file import read_model
 from bitseg.segmenter import load
-from tools.train.checkpoint import load_network
+from tools.train.folding import folded, in_codes
+from tools.train.initialize import load_trained
 from tools.train.network import BitConv
 from tools.train.prediction import predict_label_map
 from tools.train.quantizers import FLOAT_BITS
@@ -29,24 +33,34 @@ from tools.train.quantizers import FLOAT_BITS
 @click.option("--split", default="val", help="Split to take photos from.")
 @click.option("--photos", default=20, type=click.IntRange(min=1), help="Number of photos, from the first on.")
 def main(checkpoint, model, data, split, photos):
-    """Print the share of pixels with the same class, of the engine and of PyTorch in float32 and float64."""
+    """Print the share of pixels with the same class, of the engine and of PyTorch in codes, float32 and float64.
+
+    CHECKPOINT is one of the training code, or a model file.
+    """
     # Compiled quantisers are written for the precisions of training.
     torch.compiler.set_stance("force_eager")
     try:
-        network, config, _ = load_network(checkpoint)
+        network, preprocessing = load_trained(checkpoint)
+        if checkpoint.endswith(".h5"):
+            # As the file has it: unfolding and folding again would round its factors anew.
+            model_file = read_model(checkpoint)
+            counted = in_codes(network, model_file.layers, model_file.streams, preprocessing)
+        else:
+            counted = folded(network, preprocessing)
         exact = _in_float64(network)
         segmenter = load(model)
-        dataset = open_dataset(config.dataset, data, split)
+        dataset = open_dataset(segmenter.model.training["config"]["dataset"], data, split)
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
-    pairs = {"engine, float32": [], "engine, float64": [], "float32, float64": []}
+    pairs = {"engine, codes": [], "engine, float32": [], "engine, float64": [], "float32, float64": []}
     pixels = []
     for path, _ in dataset.samples[:photos]:
         image = read_image(path)
         masks = {
             "engine": segmenter.label_map(image),
-            "float32": predict_label_map(network, image, config.preprocessing),
-            "float64": predict_label_map(exact, image, config.preprocessing),
+            "codes": predict_label_map(counted, image, preprocessing),
+            "float32": predict_label_map(network, image, preprocessing),
+            "float64": predict_label_map(exact, image, preprocessing),
         }
         pixels.append(masks["engine"].size)
         for pair in pairs:

@@ -6,16 +6,19 @@ codes: ``t * multiplier + offset`` for every output channel. Folding computes mu
 rounds them once to float32. Unfolding goes back: steps and filters may have any scale as long as the products agree.
 """
 
+import copy
 import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from bitseg.architecture import STRIDES
 from bitseg.model_file import LayerWeights, StreamScales
 
 from .errors import TrainingError
-from .network import BitFCN, Stream
+from .network import BitFCN, ResidualBlock, Stream
 from .quantizers import ActivationQuantizer
 
 UNFOLDED_BOUND = 3.0
@@ -123,21 +126,111 @@ def fold_convolution(layer, input_step, output_step, mean=(0,)):
     -------
     bitseg.model_file.LayerWeights
     """
-    codes = layer.weight_quantizer.codes(layer.conv.weight).numpy()
-    gain = layer.weight_quantizer.scale(layer.conv.weight).double().numpy() * input_step
+    codes = layer.weight_quantizer.codes(layer.conv.weight).cpu().numpy()
+    gain = layer.weight_quantizer.scale(layer.conv.weight).double().cpu().numpy() * input_step
     shift = -gain * _response(codes, layer.weight_quantizer.levels, mean)
     if layer.conv.bias is not None:
-        shift += layer.conv.bias.double().numpy()
+        shift += layer.conv.bias.double().cpu().numpy()
     else:
         norm = layer.norm
-        factor = norm.weight.double().numpy() / np.sqrt(norm.running_var.double().numpy() + norm.eps)
-        shift = (shift - norm.running_mean.double().numpy()) * factor + norm.bias.double().numpy()
+        gain_after, bias, average, variance = (
+            tensor.double().cpu().numpy() for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        )
+        factor = gain_after / np.sqrt(variance + norm.eps)
+        shift = (shift - average) * factor + bias
         gain = gain * factor
     return LayerWeights(
         np.ascontiguousarray(codes.transpose(0, 2, 3, 1).astype(np.uint8)),
         (gain / output_step).astype(np.float32),
         (shift / output_step).astype(np.float32),
     )
+
+
+class FoldedConvolution(nn.Module):
+    """A convolution as the model file has it: exact integer sums, and ``t * multiplier + offset`` in float32.
+
+    Parameters
+    ----------
+    weights : bitseg.model_file.LayerWeights
+    convolution : bitseg.architecture.Convolution
+    preprocessing : bitseg.architecture.Preprocessing or None
+        Of the first layer, whose input is the normalised image instead of codes.
+    """
+
+    def __init__(self, weights, convolution, preprocessing=None):
+        super().__init__()
+        levels = 2**convolution.weight_bits - 1
+        codes = weights.codes.transpose(0, 3, 1, 2).astype(np.int64)
+        # Integers are exact, in whatever order they are added, as long as the mantissa holds every sum.
+        exact = torch.float32 if convolution.largest_sum < 2**24 else torch.float64
+        self.register_buffer("weight", torch.from_numpy(2 * codes - levels).to(exact))
+        self.register_buffer("multiplier", torch.from_numpy(weights.multiplier).view(-1, 1, 1))
+        self.register_buffer("offset", torch.from_numpy(weights.offset).view(-1, 1, 1))
+        self.stride, self.padding, self.input_scale = convolution.stride, convolution.padding, 1.0
+        if preprocessing is not None:
+            # The file's sums are those of the image itself, in a border of the mean colour.
+            self.input_scale = preprocessing.scale
+            response = torch.from_numpy(_response(codes, levels, preprocessing.mean))
+            self.register_buffer("response", response.to(exact).view(-1, 1, 1))
+
+    def forward(self, x):
+        codes = (x * self.input_scale).round().to(self.weight.dtype)
+        sums = F.conv2d(codes, self.weight, None, self.stride, self.padding)
+        if hasattr(self, "response"):
+            sums = sums + self.response
+        return sums.float() * self.multiplier + self.offset
+
+
+class FoldedRounding(nn.Module):
+    """``rint(clip(x * multiplier, 0, levels))``: codes, as float32."""
+
+    def __init__(self, bits, multiplier=1.0):
+        super().__init__()
+        self.bits, self.levels, self.multiplier = bits, 2**bits - 1, float(multiplier)
+
+    def forward(self, x):
+        return (x * self.multiplier).clamp(0, self.levels).round()
+
+
+@torch.no_grad()
+def folded(network, preprocessing):
+    """A quantised network that computes in codes, with the integers and the float32 expressions of the engine.
+
+    `BitFCN` itself computes with real values, whose floating-point sums differ in their last bits from one order of
+    adding to another. A code beside a step then becomes another one, and low-bit networks can carry that on until much
+    of a mask has changed. This one has the codes of the converted model.
+
+    Parameters
+    ----------
+    network : BitFCN
+        With 1 to 8 bits for weights and for activations; it stays as it is.
+    preprocessing : bitseg.architecture.Preprocessing
+
+    Returns
+    -------
+    BitFCN
+        In evaluation mode; it cannot be trained.
+    """
+    return in_codes(network, *fold_network(network, preprocessing), preprocessing)
+
+
+def in_codes(network, layers, streams, preprocessing):
+    """The network of `folded`, with the folded `layers` and `streams` given; `network` says what it consists of."""
+    device = next(network.parameters()).device
+    result = copy.deepcopy(network).cpu().eval()
+    for name, module in list(result.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            result.set_submodule(name, FoldedRounding(module.bits))
+    for name, convolution in result.architecture.convolutions().items():
+        read_image = preprocessing if connections(result.architecture)[0][name][0] is None else None
+        result.set_submodule(name, FoldedConvolution(layers[name], convolution, read_image))
+    for name, scales in streams.items():
+        stream = result.get_submodule(name)
+        stream.activation_quantizer = FoldedRounding(stream.activation_quantizer.bits, scales.activation_multiplier)
+        block = result.get_submodule(name.rpartition(".")[0])
+        if isinstance(block, ResidualBlock):
+            block.shortcut_multiplier = float(scales.shortcut_multiplier)
+    return result.to(device)
 
 
 @torch.no_grad()

@@ -84,6 +84,7 @@ class ResidualBlock(nn.Module):
         self.add_module(f"conv{len(block.convolutions)}", BitConv(convolutions[block.convolutions[-1]], weights))
         self.downsample = BitConv(convolutions[block.projection], weights) if block.projection else None
         self.output = Stream(activations)
+        self.shortcut_multiplier = 1.0  # another where `folding.folded` counts in codes
 
     @property
     def convolutions(self):
@@ -95,7 +96,8 @@ class ResidualBlock(nn.Module):
         y = activation
         for index, convolution in zip(self.inner, inner):
             y = getattr(self, f"activation{index}")(convolution(y))
-        return self.output(last(y) + (stream if self.downsample is None else self.downsample(activation)))
+        shortcut = stream * self.shortcut_multiplier if self.downsample is None else self.downsample(activation)
+        return self.output(last(y) + shortcut)
 
 
 class Encoder(nn.Module):

@@ -1,5 +1,7 @@
 """What a PyTorch network sees in a photo, in floating point and at the photo's own size."""
 
+from itertools import chain
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,10 +28,10 @@ def predict_label_map(network, image, preprocessing):
         Class ids: the arg-max of the stride-4 scores, bilinearly upsampled.
     """
     height, width = image.shape[:2]
-    weight = next(network.parameters())
-    padded = torch.from_numpy(_pad(image, preprocessing.mean)).to(weight.device)[None]
+    tensor = next(chain(network.parameters(), network.buffers()))
+    padded = torch.from_numpy(_pad(image, preprocessing.mean)).to(tensor.device)[None]
     network.eval()
-    scores = network(normalise(padded, preprocessing).to(weight.dtype), scales=(4,))[4]
+    scores = network(normalise(padded, preprocessing).to(tensor.dtype), scales=(4,))[4]
     scores = F.interpolate(scores, scale_factor=4, mode="bilinear", align_corners=False)
     return scores[0, :, :height, :width].argmax(0).cpu().numpy().astype(np.uint8)
 

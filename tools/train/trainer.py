@@ -19,6 +19,7 @@ from .config import RUN_CHECKPOINT, check_continuation, config_from_dict
 from .data import Batches, batch_stream, class_weights, normalise
 from .distillation import Teacher, distillation_loss, recorded_streams
 from .errors import DivergenceError, TrainingError
+from .folding import folded
 from .initialize import load_pretrained_encoder, load_start, load_trained, require_same
 from .network import BitFCN
 from .prediction import predict_label_map
@@ -233,9 +234,10 @@ class Trainer:
 
     def _finish(self, stage):
         if stage.evaluate and distributed.rank() == 0:
-            confusion = evaluate(
-                lambda photo: predict_label_map(self.network, photo, self.config.preprocessing), self.val_set
-            )
+            network, preprocessing = self.network, self.config.preprocessing
+            if stage.weight_bits != FLOAT_BITS and stage.activation_bits != FLOAT_BITS:
+                network = folded(network, preprocessing)
+            confusion = evaluate(lambda photo: predict_label_map(network, photo, preprocessing), self.val_set)
             self.results[stage.name] = {"stage": stage.name, **scores(confusion, self.val_set)}
             print(json.dumps(self.results[stage.name]), flush=True)
         self.stage_index += 1
