@@ -58,6 +58,34 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
+class PackedWeights:
+    """`LayerWeights` as they lie in the file: an eighth of the memory for each bit, unpacked when asked for.
+
+    Attributes
+    ----------
+    planes : ndarray of uint8, shape (bits, out, ceil(window / 8))
+        Bit-planes of the codes.
+    shape : (int, int, int, int)
+        Of the codes: out, kernel, kernel, in.
+    multiplier, offset : ndarray of float32, shape (out,)
+    """
+
+    planes: np.ndarray
+    shape: tuple
+    multiplier: np.ndarray
+    offset: np.ndarray
+
+    @property
+    def codes(self):
+        """A new array of the codes, as of `LayerWeights`."""
+        window = math.prod(self.shape[1:])
+        codes = np.zeros((self.shape[0], window), np.uint8)
+        for bit, plane in enumerate(self.planes):
+            codes |= np.unpackbits(plane, axis=-1, count=window, bitorder="little") << bit
+        return codes.reshape(self.shape)
+
+
+@dataclass(frozen=True)
 class StreamScales:
     """Scales at the end of a residual block, float32.
 
@@ -86,7 +114,7 @@ class Model:
         RGB colour of every class.
     training : dict
         Data, configuration, command, commit, and measured ``accuracy``.
-    layers : dict of str to LayerWeights
+    layers : dict of str to LayerWeights or PackedWeights
     streams : dict of str to StreamScales
     file_size : int
         Bytes; 0 for a model that was not read from a file.
@@ -247,7 +275,7 @@ def _payload(model):
 
 
 def _pack(codes, bits):
-    """Bit-planes of weight codes, uint8 of shape (bits, out, ceil(window / 8)): the inverse is in `_layer`."""
+    """Bit-planes of weight codes, uint8 of shape (bits, out, ceil(window / 8)): the inverse is `PackedWeights.codes`."""
     if codes.max() >> bits:
         raise ValueError(f"weight code {codes.max()} needs more than {bits} bits")
     planes = [(codes.reshape(len(codes), -1) >> bit) & 1 for bit in range(bits)]
@@ -395,13 +423,8 @@ def _packed_shape(convolution):
 def _layer(group, convolution):
     _check_members(group, {"weight", "affine"})
     out, kernel = convolution.out_channels, convolution.kernel
-    packed = _array(group, "weight", np.uint8, _packed_shape(convolution))
-    codes = np.zeros((out, convolution.window), np.uint8)
-    for bit, plane in enumerate(packed):
-        codes |= np.unpackbits(plane, axis=-1, count=convolution.window, bitorder="little") << bit
-    return LayerWeights(
-        codes.reshape(out, kernel, kernel, convolution.in_channels), *_factors(group, "affine", (2, out))
-    )
+    planes = _array(group, "weight", np.uint8, _packed_shape(convolution))
+    return PackedWeights(planes, (out, kernel, kernel, convolution.in_channels), *_factors(group, "affine", (2, out)))
 
 
 def _factors(group, name, shape):

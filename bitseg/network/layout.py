@@ -143,9 +143,10 @@ def with_rising_results(convolution, weights):
 
     A filter whose codes q become ``levels - q`` has the sum -t instead of t; the product with the multiplier stays.
     """
-    falling = weights.multiplier < 0
-    codes = np.where(falling[:, None, None, None], 2**convolution.weight_bits - 1 - weights.codes, weights.codes)
-    return LayerWeights(codes.astype(np.uint8), np.abs(weights.multiplier), weights.offset)
+    codes = weights.codes
+    falling = (weights.multiplier < 0)[:, None, None, None]
+    turned = np.where(falling, np.uint8(2**convolution.weight_bits - 1) - codes, codes)
+    return LayerWeights(turned, np.abs(weights.multiplier), weights.offset)
 
 
 def sum_steps(convolution, weights, sum_type):
