@@ -275,7 +275,7 @@ def _payload(model):
 
 
 def _pack(codes, bits):
-    """Bit-planes of weight codes, uint8 of shape (bits, out, ceil(window / 8)): the inverse is `PackedWeights.codes`."""
+    """Bit-planes of weight codes, as `PackedWeights` has them, whose `codes` are the inverse."""
     if codes.max() >> bits:
         raise ValueError(f"weight code {codes.max()} needs more than {bits} bits")
     planes = [(codes.reshape(len(codes), -1) >> bit) & 1 for bit in range(bits)]

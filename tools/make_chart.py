@@ -1,8 +1,8 @@
 """Draw README's chart of speed against accuracy from measured JSON: `python -m tools.make_chart`.
 
-Times come from `tools.compare_engines` (``docs/measured/MODEL-WIDTHxHEIGHT-THREADS.json``), accuracies from the model
-files and, for the full-precision network, from its result among the experiments. The other engines' int8 networks are
-drawn at the accuracy of bitseg's own 8-bit model: theirs was not measured.
+Times come from `tools.compare_engines` (``docs/measured/avx2/MODEL-WIDTHxHEIGHT-THREADS.json``), accuracies from the
+model files and, for the full-precision network, from its result among the experiments. The other engines' int8 networks
+are drawn at the accuracy of bitseg's own 8-bit model: theirs was not measured.
 """
 
 import json
@@ -16,7 +16,7 @@ from bitseg.errors import BitsegError
 from bitseg.model_file import find_model, read_model
 
 ROOT = Path(__file__).parent.parent
-MEASURED = ROOT / "docs" / "measured"
+MEASURED = ROOT / "docs" / "measured" / "avx2"
 FULL_PRECISION = ROOT / "tools" / "train" / "results" / "voc7" / "float.json"
 CHART = ROOT / "docs" / "pictures" / "speed-accuracy.png"
 EIGHT_BITS = "voc7-w8a8"
@@ -59,8 +59,12 @@ def main(size, threads):
         # bitseg below its point; of two engines with the same accuracy the faster one on the left.
         others = [time for name, _, time, same in shown if same == miou and name not in ("bitseg", engine)]
         x, y, side = (0, -18, "center") if engine == "bitseg" else (9, -4, "left")
-        if engine != "bitseg" and others and milliseconds < min(others):
-            x, side = -9, "right"
+        if engine != "bitseg" and others:
+            if milliseconds < min(others):
+                x, side = -9, "right"
+            elif label.endswith("int8"):
+                # The fp32 engines' labels are to the right.
+                x, y, side = 0, -18, "center"
         axes.annotate(label, (milliseconds, miou), (x, y), textcoords="offset points", color=color, ha=side)
     axes.set_xscale("log")
     slowest = max(milliseconds for _, _, milliseconds, _ in shown)

@@ -27,6 +27,9 @@ from .layout import (
 from .plan import Plan, Step, with_shared_memory
 from .reference import interpolation
 
+KEPT_SHAPES = 4
+"""A plan is made in some milliseconds, and holds some megabytes for a photo of usual size."""
+
 Layer = namedtuple("Layer", "convolution filters steps")
 Rounding = namedtuple("Rounding", "stream_bits activation_bits shortcut_multiplier kernel")
 
@@ -64,13 +67,13 @@ class Operations:
         check_kernel(kernel)
         self.threads, self.kernel = threads, kernel
         self._pool, self._pool_process = None, None
-        self._idle_plans = []
+        self._idle_plans = {}
         self._planning = threading.local()
 
     def run(self, function, image, *arguments):
         """``function(image, *arguments)``, planned once for an image's shape and the arguments.
 
-        Plans of the latest shape and arguments are kept, as many as were in use at the same time.
+        Plans of the last `KEPT_SHAPES` shapes and arguments are kept, as many of each as were in use at the same time.
 
         Parameters
         ----------
@@ -84,16 +87,17 @@ class Operations:
         ndarray
         """
         key = function, image.shape, arguments
+        # Not under a lock, which a fork could find taken: dicts and lists lose and gain one element at once.
+        idle = self._idle_plans.pop(key, [])
+        self._idle_plans[key] = idle
+        for oldest in list(self._idle_plans)[:-KEPT_SHAPES]:
+            self._idle_plans.pop(oldest, None)
         try:
-            # Not under a lock, which a fork could find taken: lists lose and gain one element at once.
-            kept, plan = self._idle_plans.pop()
+            plan = idle.pop()
         except IndexError:
-            kept = None
-        if kept != key:
-            self._idle_plans.clear()
             plan = self.plan(function, image.shape, *arguments)
         result = self.execute(plan, image)
-        self._idle_plans.append((key, plan))
+        idle.append(plan)
         return result
 
     def plan(self, function, shape, *arguments):

@@ -1,5 +1,6 @@
 """A network as a list of steps on buffers of its own, made once for an input size and run for every image of it."""
 
+import bisect
 import time
 from collections import namedtuple
 
@@ -112,10 +113,13 @@ def with_shared_memory(steps):
     placed = []
     for array, first in sorted(uses.values(), key=lambda use: -_memory(use[0])):
         start, last = 0, last_use[id(array)]
-        for other in sorted(placed, key=lambda other: other.start):
-            if other.first <= last and first <= other.last and other.start < start + _memory(array):
+        size = -(-_memory(array) // CACHE_LINE) * CACHE_LINE
+        for other in placed:
+            if other.first <= last and first <= other.last:
+                if other.start >= start + size:
+                    break
                 start = max(start, other.end)
-        placed.append(_Place(array, first, last, start, start + -(-_memory(array) // CACHE_LINE) * CACHE_LINE))
+        bisect.insort(placed, _Place(array, first, last, start, start + size), key=lambda place: place.start)
     memory = np.empty(max(place.end for place in placed) + CACHE_LINE, np.uint8)
     memory = memory[-memory.ctypes.data % CACHE_LINE :]
     buffers = {
