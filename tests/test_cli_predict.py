@@ -394,6 +394,8 @@ def test_interrupt_leaves_only_whole_results(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs, and what they start, ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     patience = time.monotonic() + 60
     while not (output.exists() and len(os.listdir(output)) > 2) and time.monotonic() < patience:
