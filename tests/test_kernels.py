@@ -139,6 +139,25 @@ def test_full_sums_do_not_overflow_a_lane(kernel, bits, channels):
     assert np.array_equal(unpack_bit_planes(result, 40), plain.convolve(codes, plain.prepare(convolution, weights)))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("channels", [404, 405])
+def test_sums_at_the_ends_of_16_bits_are_exact(kernel, code, channels):
+    # Up to 404 channels all sums t fit in 16 bits, which the look-up kernel then uses; the largest and the smallest.
+    convolution = Convolution(channels, 33, 3, 1, 2, 2, 8)
+    assert (convolution.largest_sum <= np.iinfo(np.int16).max) == (channels == 404)
+    generator = np.random.default_rng(channels)
+    weights = LayerWeights(
+        np.full((33, 3, 3, channels), code, np.uint8),
+        generator.uniform(1e-3, 3e-3, 33).astype(np.float32),
+        generator.uniform(0, 255, 33).astype(np.float32),
+    )
+    codes = np.full((4, 7, channels), 3, np.uint8)
+    operations, plain = Operations(1, kernel), ReferenceOperations()
+    result = operations.convolve(pack_bit_planes(codes, 2), operations.prepare(convolution, weights))
+    assert np.array_equal(unpack_bit_planes(result, 33), plain.convolve(codes, plain.prepare(convolution, weights)))
+
+
 def test_sums_that_could_overflow_are_refused():
     convolution = Convolution(4096, 1, 3, 1, 8, 8, 8)
     weights = LayerWeights(np.zeros((1, 3, 3, 4096), np.uint8), np.zeros(1, np.float32), np.zeros(1, np.float32))
