@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numba
+import numpy as np
 from numba.core import cgutils, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.extending import intrinsic, register_jitable
@@ -66,6 +67,38 @@ def keep(typing_context, value):
     return types.void(value), lambda context, builder, signature, values: context.get_dummy_value()
 
 
+def entry_point(function, arguments):
+    """A kernel compiled for arguments of these very types, and for no others: it is called without a look at them.
+
+    Looking takes Numba some 4 microseconds for a kernel's nested tuples, a network's kernels together 2 % of its time.
+
+    Parameters
+    ----------
+    function : callable
+        A kernel; anything else is given back.
+    arguments : tuple
+
+    Returns
+    -------
+    callable
+    """
+    if not isinstance(function, numba.core.dispatcher.Dispatcher):
+        return function
+    key = function, _kind(arguments)
+    if key not in _entry_points:
+        _entry_points[key] = function.compile(tuple(map(numba.typeof, arguments)))
+    return _entry_points[key]
+
+
+def _kind(value):
+    """What decides a value's Numba type, in a hundredth of the time that finding that out takes Numba."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.ndim, value.flags.num
+    if isinstance(value, tuple):
+        return type(value), *map(_kind, value)
+    return type(value)
+
+
 def compilations():
     """How many kernels this process has compiled so far because they were not in the cache."""
     return sum(sum(compiled.stats.cache_misses.values()) for compiled in _kernels)
@@ -86,6 +119,7 @@ def _kernel_sources():
 
 _SOURCES = _kernel_sources()
 _kernels: list = []
+_entry_points: dict = {}
 _announced = False
 
 

@@ -6,9 +6,10 @@ from collections import namedtuple
 
 import numpy as np
 
+from ..kernels.jit import entry_point
 from ..kernels.sharing import COUNTERS, Share, wait_for
 
-NANOSECONDS_WORTH_A_THREAD = 20_000
+NANOSECONDS_WORTH_A_THREAD = 10_000
 """Rows are taken by about this much work at a time: taking part in a step costs a thread a few microseconds."""
 
 PARTS_OF_A_THREAD = 3
@@ -50,10 +51,11 @@ class Plan:
         rows = [_rows_at_a_time(step, threads) for step in steps]
         heights = [0, *(step.height for step in steps)]
         self._height = heights[-1]
-        self._calls = [
-            (step.kernel, (*step.inputs, Share(self._counters, number, step.height, taken, before), *step.outputs))
-            for number, (step, taken, before) in enumerate(zip(steps, rows, heights))
-        ]
+        self._calls = []
+        for number, (step, taken, before) in enumerate(zip(steps, rows, heights)):
+            share = Share(self._counters, number, step.height, taken, before)
+            arguments = *step.inputs, share, *step.outputs
+            self._calls.append((entry_point(step.kernel, arguments), arguments))
         self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
         self._over = False
 
