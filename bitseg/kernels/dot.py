@@ -10,7 +10,7 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
-from .jit import part
+from .jit import part, routine
 
 LANES = 16
 """Output channels computed side by side."""
@@ -93,7 +93,7 @@ def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     multiply_rows(codes, starts, step, filters, x0, x1, sums)
 
 
-@part
+@routine
 def multiply_rows(codes, starts, step, filters, x0, x1, sums):
     """Sums of products of weights and the windows of pixels x0 to x1: int32, shape (x1 - x0 + PIXELS - 1, out).
 

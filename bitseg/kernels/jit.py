@@ -15,6 +15,11 @@ from numba.extending import intrinsic, register_jitable
 _OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 
+def routine(function):
+    """A part that stays a function of its own in each kernel that calls it, so that its loops get all registers."""
+    return register_jitable(**_OPTIONS)(function)
+
+
 def part(function):
     """Compile a function that kernels call, as part of each: without a way in from Python, which takes longer."""
     return register_jitable(**_OPTIONS, forceinline=True)(function)
