@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
 
 import bitseg
+from bitseg.kernels.jit import entry_point
 
 PROGRAM = """
 import numpy as np
@@ -87,3 +90,18 @@ def test_a_full_disk_is_no_reason_to_fail(package):
 def test_a_generic_cpu_gives_the_same(package):
     result = run(package, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     assert result.stdout == "15\n", result.stderr
+
+
+def test_an_entry_point_is_compiled_for_the_very_types_of_its_arguments():
+    @numba.njit
+    def first_doubled(arrays, number):
+        return 2 * arrays[0][0] + number
+
+    single, double = (np.full(3, 1.5, kind) for kind in (np.float32, np.float64))
+    found = []
+    for arrays in ((single, single), (single,), (double, double), (double[::2], double)):
+        found.append(entry_point(first_doubled, (arrays, 1)))
+        assert found[-1](arrays, 1) == 4
+    assert len(set(map(id, found))) == 4
+    assert entry_point(first_doubled, ((single + 1, single), 2)) is found[0]
+    assert entry_point(len, ((1, 2),)) is len
