@@ -27,7 +27,7 @@ from .layout import (
 from .plan import Plan, Step, with_shared_memory
 from .reference import interpolation
 
-KEPT_SHAPES = 4
+KEPT_SHAPES = 8
 """A plan is made in some milliseconds, and holds some megabytes for a photo of usual size."""
 
 Layer = namedtuple("Layer", "convolution filters steps")
