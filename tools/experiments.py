@@ -84,8 +84,6 @@ def rows_of(table):
 def train_row(row, data, runs, pretrained):
     """Train a row, after the rows that it starts from or learns from; finished ones are skipped.
 
-    Of those, a model file beside where the checkpoint would lie (``runs/TABLE/ROW/STAGE.h5``) does as well.
-
     Parameters
     ----------
     row : Row
@@ -109,7 +107,7 @@ def train_row(row, data, runs, pretrained):
         source = row.experiment.get(role)
         if source is not None:
             is_row = (EXPERIMENTS / f"{source}.toml").is_file()
-            sources[role] = _trained(Row(source), data, runs, pretrained) if is_row else ROOT / source
+            sources[role] = train_row(Row(source), data, runs, pretrained) if is_row else ROOT / source
     if row.experiment.get("pretrained"):
         if pretrained is None:
             raise TrainingError(f"{row.name} starts from a pretrained encoder: give --pretrained")
@@ -118,12 +116,6 @@ def train_row(row, data, runs, pretrained):
     command = f"python -m tools.experiments run {row.name}"
     Trainer(row.config, Path(data) / row.config.dataset, checkpoint.parent, command, **sources).run()
     return checkpoint
-
-
-def _trained(row, data, runs, pretrained):
-    """Model file or checkpoint of a row that another begins with or learns from."""
-    model_file = row.checkpoint(runs).with_suffix(".h5")
-    return model_file if model_file.is_file() else train_row(row, data, runs, pretrained)
 
 
 def measure_row(row, checkpoint, data):
