@@ -140,8 +140,6 @@ def _binary(instruction):
     return operation
 
 
-add = _binary("add")
-subtract = _binary("sub")
 add_float = _binary("fadd")
 subtract_float = _binary("fsub")
 multiply_float = _binary("fmul")
