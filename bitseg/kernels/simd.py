@@ -1,4 +1,4 @@
-"""SIMD vectors as Numba values, made of generic LLVM operations, but for byte shuffle and dot products at the end.
+"""SIMD vectors as Numba values, made of generic LLVM operations and, where the CPU has them, of some of x86.
 
 A `Vector` is an ordinary value in a kernel: it lives in a register and every operation below is one LLVM instruction
 or intrinsic. LLVM splits a vector where the CPU's registers are narrower, so a kernel written with them is correct on
