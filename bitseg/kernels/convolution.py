@@ -20,6 +20,9 @@ from .sharing import next_row, take_row
 LANES = 32
 """Channels that are treated at a time after the sums; the sums of a pixel are filled up to a multiple of it."""
 
+SUMS_IN_CACHE = 8192
+"""Sums of so many channels and pixels are kept at a time: 16 KB or 32 KB, at most the usual first-level cache."""
+
 Rounding = namedtuple("Rounding", "largest steps activation_multiplier activation_largest")
 """How real values become stream codes, and these the activation codes that convolutions read.
 
@@ -61,9 +64,8 @@ def convolve_pixels(planes, filters, space, y, x0, x1, sums):
 
 @overload(pixels_at_a_time)
 def _pixels_at_a_time(filters):
-    module = _MODULES[filters.instance_class]
-    together, most = module.PIXELS, module.SUMS_IN_CACHE
-    return lambda filters: max(1, most // together // filters.multiplier.size) * together
+    together = _MODULES[filters.instance_class].PIXELS
+    return lambda filters: max(1, SUMS_IN_CACHE // together // filters.multiplier.size) * together
 
 
 @overload(workspace)

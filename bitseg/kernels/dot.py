@@ -18,9 +18,6 @@ LANES = 16
 PIXELS = 6
 """Pixels computed together, which share what is loaded of the weights."""
 
-SUMS_IN_CACHE = 8192
-"""Sums (int32) kept at a time: 32 KB, the usual size of a first-level cache."""
-
 DotFilters = namedtuple("DotFilters", "weights zero most multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 

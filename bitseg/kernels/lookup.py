@@ -21,9 +21,6 @@ LANES = 32
 PIXELS = 4
 """Pixels computed together, which share what is loaded of the weights."""
 
-SUMS_IN_CACHE = 8192
-"""Sums of so many channels and pixels at a time: the tables and the weights need room beside them."""
-
 MOST_ACTIVATION_BITS = 4
 
 LookupFilters = namedtuple("LookupFilters", "weights planes multiplier offset kernel levels stride padding")

@@ -21,9 +21,6 @@ LANES = 64 // WORD.itemsize
 PIXELS = 4
 """Pixels computed together, which share what is loaded of the weights."""
 
-SUMS_IN_CACHE = 8192
-"""Sums (int32) kept at a time: 32 KB, the usual size of a first-level cache."""
-
 PopcountFilters = namedtuple("PopcountFilters", "weights multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 

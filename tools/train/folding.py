@@ -221,9 +221,10 @@ def in_codes(network, layers, streams, preprocessing):
     for name, module in list(result.named_modules()):
         if isinstance(module, ActivationQuantizer):
             result.set_submodule(name, FoldedRounding(module.bits))
+    sources, _ = connections(result.architecture)
     for name, convolution in result.architecture.convolutions().items():
-        read_image = preprocessing if connections(result.architecture)[0][name][0] is None else None
-        result.set_submodule(name, FoldedConvolution(layers[name], convolution, read_image))
+        of_image = preprocessing if sources[name][0] is None else None
+        result.set_submodule(name, FoldedConvolution(layers[name], convolution, of_image))
     for name, scales in streams.items():
         stream = result.get_submodule(name)
         stream.activation_quantizer = FoldedRounding(stream.activation_quantizer.bits, scales.activation_multiplier)
