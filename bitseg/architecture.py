@@ -113,6 +113,10 @@ class Architecture:
     reconstruction : str
         One of `RECONSTRUCTIONS`: a residual block of two 3x3 convolutions, or a single one, with the branch's channels
         or with twice as many.
+    stream_weight_bits : int
+        Weight bits of the convolutions that carry the residual stream on, from stage to stage (projections) and into
+        the decoder (reductions): they read the stream itself, with its bits. 0: they have `weight_bits` and read
+        the activations, as all others (the paper's network).
     """
 
     encoder: str
@@ -124,11 +128,17 @@ class Architecture:
     activation_bits: int
     stream_bits: int
     reconstruction: str = "residual_block"
+    stream_weight_bits: int = 0
 
     @property
     def residual_bits(self):
         """Bits of the residual stream."""
         return self.stream_bits or self.activation_bits
+
+    @property
+    def carries_stream(self):
+        """Whether projections and reductions read the stream instead of the activations."""
+        return self.stream_weight_bits > 0
 
     def stages(self):
         """Blocks of the encoder, a tuple for each stage."""
@@ -201,15 +211,15 @@ class Architecture:
         for stride, in_channels, channels in reversed(
             list(zip(STRIDES, self.stage_channels, self.branch_channels, strict=True))
         ):
-            bits = self.weight_bits, self.activation_bits
+            bits, carrying = (self.weight_bits, self.activation_bits), self._carrying_bits()
             name = f"branch{stride}"
             if self.reconstruction == "residual_block":
-                found[f"{name}.reduce"] = Convolution(in_channels, channels, 1, 1, *bits, self.residual_bits)
+                found[f"{name}.reduce"] = Convolution(in_channels, channels, 1, 1, *carrying, self.residual_bits)
                 found |= self._block_convolutions(self.branch_block(stride), [(channels, channels, 3)] * 2, 1)
                 refined = channels
             else:
                 refined = 2 * channels if self.reconstruction == "double_convolution" else channels
-                found[f"{name}.reduce"] = Convolution(in_channels, channels, 1, 1, *bits, self.activation_bits)
+                found[f"{name}.reduce"] = Convolution(in_channels, channels, 1, 1, *carrying, self.activation_bits)
                 found[f"{name}.conv"] = Convolution(channels, refined, 3, 1, *bits, self.residual_bits)
             found[f"{name}.classifier"] = Convolution(
                 refined, len(self.classes), 1, 1, FIXED_BITS, self.residual_bits, 0
@@ -223,8 +233,14 @@ class Architecture:
             output_bits = self.residual_bits if index == len(shapes) - 1 else self.activation_bits
             found[name] = Convolution(*shape, stride if index == 0 else 1, *bits, output_bits)
         if block.projection:
-            found[block.projection] = Convolution(shapes[0][0], shapes[-1][1], 1, stride, *bits, 0)
+            found[block.projection] = Convolution(shapes[0][0], shapes[-1][1], 1, stride, *self._carrying_bits(), 0)
         return found
+
+    def _carrying_bits(self):
+        """Weight and input bits of projections and reductions."""
+        if self.carries_stream:
+            return self.stream_weight_bits, self.residual_bits
+        return self.weight_bits, self.activation_bits
 
 
 def _block(name, convolutions, projects):

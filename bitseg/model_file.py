@@ -385,7 +385,7 @@ def _check_architecture(architecture):
     )
     _require(
         _are_whole((architecture.weight_bits, architecture.activation_bits), 2, 1, 8)
-        and _are_whole((architecture.stream_bits,), 1, 0, 8),
+        and _are_whole((architecture.stream_bits, architecture.stream_weight_bits), 2, 0, 8),
         "bits must be whole numbers from 1 to 8",
     )
     _require(

@@ -330,6 +330,10 @@ def _demands(config):
         (all(type(count) is int and count > 0 for count in channels), "architecture: channels must be positive"),
         (0 <= architecture.stream_bits <= 8, "architecture: stream_bits must be 1 to 8, or 0 for activation_bits"),
         (
+            0 <= architecture.stream_weight_bits <= 8,
+            "architecture: stream_weight_bits must be 1 to 8, or 0 for weight_bits",
+        ),
+        (
             len(mean) == 3 and all(type(value) is int and 0 <= value <= 255 for value in mean),
             "preprocessing: mean must be three whole numbers from 0 to 255",
         ),

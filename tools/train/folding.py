@@ -43,6 +43,7 @@ def connections(architecture):
         For every `Stream`, in order of execution, the one that is added to it; None where nothing is.
     """
     stem = "encoder.stem_output"
+    carried = "stream_quantizer" if architecture.carries_stream else "activation_quantizer"
     convolutions, shortcuts = {"encoder.stem": (None, f"{stem}.stream_quantizer")}, {stem: None}
 
     def add_block(block, incoming):
@@ -54,7 +55,7 @@ def connections(architecture):
             source = target
         convolutions[block.convolutions[-1]] = source, f"{output}.stream_quantizer"
         if block.projection is not None:
-            convolutions[block.projection] = f"{incoming}.activation_quantizer", f"{output}.stream_quantizer"
+            convolutions[block.projection] = f"{incoming}.{carried}", f"{output}.stream_quantizer"
         shortcuts[output] = incoming if block.projection is None else None
         return output
 
@@ -63,7 +64,7 @@ def connections(architecture):
         for block in stage:
             stream = add_block(block, stream)
         branch = f"branch{stride}"
-        features = f"{stream}.activation_quantizer"
+        features = f"{stream}.{carried}"
         if architecture.reconstruction == "residual_block":
             convolutions[f"{branch}.reduce"] = features, f"{branch}.reduce_output.stream_quantizer"
             shortcuts[f"{branch}.reduce_output"] = None

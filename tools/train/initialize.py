@@ -16,7 +16,9 @@ from .errors import TrainingError
 from .folding import unfold_network
 from .network import BitConv
 
-_MAY_DIFFER = {"classes", "reconstruction", "weight_bits", "activation_bits", "stream_bits", "working_size"}
+_BITS_OF_STREAM = "stream_bits", "stream_weight_bits"
+
+_MAY_DIFFER = {"classes", "reconstruction", "weight_bits", "activation_bits", *_BITS_OF_STREAM, "working_size"}
 """Entries of architecture and preprocessing in which a run may differ from what it starts from."""
 
 
@@ -56,7 +58,8 @@ def load_start(network, path, preprocessing, images):
     untrained = sorted({name.rpartition(".conv.")[0] for name in set(own) - set(taken) if name.endswith("conv.weight")})
     if untrained:
         print(f"{path} does not hold these layers, which begin untrained: {', '.join(untrained)}", file=sys.stderr)
-    if own.keys() == trained.keys() == taken.keys() and found["stream_bits"] == wanted["stream_bits"]:
+    same_stream = all(found[entry] == wanted[entry] for entry in _BITS_OF_STREAM)
+    if own.keys() == trained.keys() == taken.keys() and same_stream:
         network.set_bits(start.architecture.weight_bits, start.architecture.activation_bits)
     if _is_model(path):
         estimate_statistics(network, images)

@@ -69,14 +69,16 @@ class ResidualBlock(nn.Module):
     Parameters
     ----------
     block : bitseg.architecture.Block
-    convolutions : dict of str to bitseg.architecture.Convolution
+    architecture : bitseg.architecture.Architecture
     quantizers : (type, type)
         A value of `quantizers.QUANTIZERS`.
     """
 
-    def __init__(self, block, convolutions, quantizers):
+    def __init__(self, block, architecture, quantizers):
         super().__init__()
         weights, activations = quantizers
+        convolutions = architecture.convolutions()
+        self.projects_stream = architecture.carries_stream
         self.inner = range(1, len(block.convolutions))
         for index in self.inner:
             self.add_module(f"conv{index}", BitConv(convolutions[block.convolutions[index - 1]], weights))
@@ -96,7 +98,10 @@ class ResidualBlock(nn.Module):
         y = activation
         for index, convolution in zip(self.inner, inner):
             y = getattr(self, f"activation{index}")(convolution(y))
-        shortcut = stream * self.shortcut_multiplier if self.downsample is None else self.downsample(activation)
+        if self.downsample is None:
+            shortcut = stream * self.shortcut_multiplier
+        else:
+            shortcut = self.downsample(stream if self.projects_stream else activation)
         return self.output(last(y) + shortcut)
 
 
@@ -105,11 +110,11 @@ class Encoder(nn.Module):
 
     def __init__(self, architecture, quantizers):
         super().__init__()
-        convolutions = architecture.convolutions()
-        self.stem = BitConv(convolutions["encoder.stem"])
+        self.features_are_stream = architecture.carries_stream
+        self.stem = BitConv(architecture.convolutions()["encoder.stem"])
         self.stem_output = Stream(quantizers[1])
         for number, blocks in enumerate(architecture.stages(), 1):
-            stage = nn.ModuleList(ResidualBlock(block, convolutions, quantizers) for block in blocks)
+            stage = nn.ModuleList(ResidualBlock(block, architecture, quantizers) for block in blocks)
             self.add_module(f"stage{number}", stage)
 
     @property
@@ -124,7 +129,7 @@ class Encoder(nn.Module):
         for stage in self.stages:
             for block in stage:
                 stream, activation = block(stream, activation)
-            features.append(activation)
+            features.append(stream if self.features_are_stream else activation)
         return features
 
 
@@ -141,15 +146,15 @@ class Branch(nn.Module):
         self.reduce = BitConv(convolutions[f"branch{stride}.reduce"], weights)
         if architecture.reconstruction == "residual_block":
             self.reduce_output = Stream(activations)
-            self.block = ResidualBlock(architecture.branch_block(stride), convolutions, quantizers)
+            self.block = ResidualBlock(architecture.branch_block(stride), architecture, quantizers)
         else:
             self.reduce_activation = activations()
             self.conv = BitConv(convolutions[f"branch{stride}.conv"], weights)
             self.output = activations()
         self.classifier = BitConv(convolutions[f"branch{stride}.classifier"], bias=True)
 
-    def forward(self, activation):
-        reduced = self.reduce(activation)
+    def forward(self, features):
+        reduced = self.reduce(features)
         if hasattr(self, "block"):
             _, refined = self.block(*self.reduce_output(reduced))
         else:
@@ -164,9 +169,15 @@ def upsample2x(scores):
 
 def boundary_gate(scores):
     """Dilation minus erosion of the class probabilities in a 9x9 window: near 1 at class boundaries, 0 inside."""
+
+    def dilation(planes):
+        # Columns after rows: 18 comparisons instead of 81.
+        window = 2 * GATE_RADIUS + 1
+        rows = F.max_pool2d(planes, (window, 1), 1, (GATE_RADIUS, 0))
+        return F.max_pool2d(rows, (1, window), 1, (0, GATE_RADIUS))
+
     probabilities = scores.softmax(1)
-    window = 2 * GATE_RADIUS + 1
-    return F.max_pool2d(probabilities, window, 1, GATE_RADIUS) + F.max_pool2d(-probabilities, window, 1, GATE_RADIUS)
+    return dilation(probabilities) + dilation(-probabilities)
 
 
 class BitFCN(nn.Module):
