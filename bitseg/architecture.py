@@ -35,6 +35,8 @@ class Convolution:
         Bits of the activation codes it reads.
     output_bits : int
         Bits its result is rounded to; 0 where it stays a real number (projections, classifiers).
+    reads_stream : bool
+        Whether it reads the residual stream, as bytes, instead of bit-planes.
     """
 
     in_channels: int
@@ -44,6 +46,7 @@ class Convolution:
     weight_bits: int
     input_bits: int
     output_bits: int
+    reads_stream: bool = False
 
     @property
     def padding(self):
@@ -173,7 +176,7 @@ class Architecture:
     def stream_outputs(self):
         """Names of the places where the residual stream is rounded, in order of execution: a dict to activation bits.
 
-        The activation bits are those of the codes that the following convolutions read.
+        The activation bits are those of the codes that the following convolutions read; 0 where they read the stream.
         """
         outputs = {"encoder.stem_output": self.activation_bits}
         for stage in self.stages():
@@ -182,7 +185,7 @@ class Architecture:
         for stride in reversed(STRIDES):
             if self.reconstruction == "residual_block":
                 outputs[f"branch{stride}.reduce_output"] = self.activation_bits
-                outputs[f"branch{stride}.block.output"] = self.residual_bits
+                outputs[f"branch{stride}.block.output"] = 0
         return outputs
 
     def _stem(self):
@@ -211,18 +214,18 @@ class Architecture:
         for stride, in_channels, channels in reversed(
             list(zip(STRIDES, self.stage_channels, self.branch_channels, strict=True))
         ):
-            bits, carrying = (self.weight_bits, self.activation_bits), self._carrying_bits()
-            name = f"branch{stride}"
+            name, bits = f"branch{stride}", (self.weight_bits, self.activation_bits)
             if self.reconstruction == "residual_block":
-                found[f"{name}.reduce"] = Convolution(in_channels, channels, 1, 1, *carrying, self.residual_bits)
+                found[f"{name}.reduce"] = self._carrying(in_channels, channels, 1, self.residual_bits)
                 found |= self._block_convolutions(self.branch_block(stride), [(channels, channels, 3)] * 2, 1)
                 refined = channels
             else:
                 refined = 2 * channels if self.reconstruction == "double_convolution" else channels
-                found[f"{name}.reduce"] = Convolution(in_channels, channels, 1, 1, *carrying, self.activation_bits)
+                found[f"{name}.reduce"] = self._carrying(in_channels, channels, 1, self.activation_bits)
                 found[f"{name}.conv"] = Convolution(channels, refined, 3, 1, *bits, self.residual_bits)
+            reads_stream = self.reconstruction == "residual_block"
             found[f"{name}.classifier"] = Convolution(
-                refined, len(self.classes), 1, 1, FIXED_BITS, self.residual_bits, 0
+                refined, len(self.classes), 1, 1, FIXED_BITS, self.residual_bits, 0, reads_stream
             )
         return found
 
@@ -233,14 +236,15 @@ class Architecture:
             output_bits = self.residual_bits if index == len(shapes) - 1 else self.activation_bits
             found[name] = Convolution(*shape, stride if index == 0 else 1, *bits, output_bits)
         if block.projection:
-            found[block.projection] = Convolution(shapes[0][0], shapes[-1][1], 1, stride, *self._carrying_bits(), 0)
+            found[block.projection] = self._carrying(shapes[0][0], shapes[-1][1], stride, 0)
         return found
 
-    def _carrying_bits(self):
-        """Weight and input bits of projections and reductions."""
+    def _carrying(self, in_channels, out_channels, stride, output_bits):
+        """A projection or a reduction."""
+        bits = self.weight_bits, self.activation_bits
         if self.carries_stream:
-            return self.stream_weight_bits, self.residual_bits
-        return self.weight_bits, self.activation_bits
+            bits = self.stream_weight_bits, self.residual_bits
+        return Convolution(in_channels, out_channels, 1, stride, *bits, output_bits, self.carries_stream)
 
 
 def _block(name, convolutions, projects):

@@ -20,7 +20,7 @@ PRESETS = {
 """Encoder, stem channels, stage channels and branch channels, fine to coarse."""
 
 
-def preset_model(name, bits, stream_bits=8, seed=0):
+def preset_model(name, bits, stream_bits=8, stream_weight_bits=0, seed=0):
     """Make a model of a preset with random weights.
 
     Parameters
@@ -29,7 +29,7 @@ def preset_model(name, bits, stream_bits=8, seed=0):
         A key of `PRESETS`.
     bits : str
         Bits of weights and of activations, for example ``1-2``.
-    stream_bits : int
+    stream_bits, stream_weight_bits : int
         As for `Architecture`.
     seed : int
 
@@ -47,7 +47,9 @@ def preset_model(name, bits, stream_bits=8, seed=0):
     match = re.fullmatch("([1-8])-([1-8])", bits)
     if not match:
         raise BitsegError(f"bits '{bits}': give those of weights and activations, 1 to 8 each, for example 1-2")
-    return random_model(Architecture(*PRESETS[name], _VOC_SIZED, int(match[1]), int(match[2]), stream_bits), name, seed)
+    bits_of_stream = {"stream_bits": stream_bits, "stream_weight_bits": stream_weight_bits}
+    architecture = Architecture(*PRESETS[name], _VOC_SIZED, int(match[1]), int(match[2]), **bits_of_stream)
+    return random_model(architecture, name, seed)
 
 
 def random_model(architecture, name="random", seed=0):
@@ -74,7 +76,7 @@ def random_model(architecture, name="random", seed=0):
     streams = {
         stream: StreamScales(
             np.float32(random.uniform(0.4, 0.8)),
-            np.float32(random.uniform(0.8, 1.2) * (2**read_bits - 1) / (2**bits - 1)),
+            np.float32(random.uniform(0.8, 1.2) * (2**read_bits - 1) / (2**bits - 1)) if read_bits else np.float32(1),
         )
         for stream, read_bits in architecture.stream_outputs().items()
     }

@@ -16,6 +16,7 @@ def random_model(
     activation_bits=2,
     stream_bits=8,
     reconstruction="residual_block",
+    stream_weight_bits=0,
     seed=0,
 ):
     """A `bitseg.presets.random_model` with few and odd channels, a small working size, and an accuracy on record.
@@ -23,7 +24,7 @@ def random_model(
     Parameters
     ----------
     encoder, stem_channels, stage_channels, branch_channels, classes, weight_bits, activation_bits, stream_bits, \
-    reconstruction
+    reconstruction, stream_weight_bits
         As for `bitseg.architecture.Architecture`. Stages of resnet50 need channels divisible by 4.
     seed : int
 
@@ -41,6 +42,7 @@ def random_model(
         activation_bits,
         stream_bits,
         reconstruction,
+        stream_weight_bits,
     )
     model = model_of(architecture, seed=seed)
     training = {"data": "none", "accuracy": {"dataset": "noise", "miou": 0.5}}

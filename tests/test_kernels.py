@@ -1,5 +1,7 @@
 """Every kernel equals its NumPy twin bit for bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -245,8 +247,87 @@ def test_equal_scores_give_the_first_class():
 def test_the_classifier_equals_numpy(generator, threads):
     convolution, weights, codes = random_layer(generator, (6, 9, 64, 7, 1, 1), 8, 8, 0)
     kernels, plain = Operations(threads), ReferenceOperations()
+    expected = plain.classify(codes, plain.prepare(convolution, weights))
     scores = kernels.classify(pack_bit_planes(codes, 8), kernels.prepare(convolution, weights))
+    assert np.array_equal(scores, expected)
+    convolution = replace(convolution, reads_stream=True)
+    assert np.array_equal(kernels.classify(codes, kernels.prepare(convolution, weights)), expected)
+
+
+def as_stream(codes):
+    """Codes as the engine keeps the residual stream: channels filled up with zeros to a multiple of 32."""
+    return np.pad(codes, ((0, 0), (0, 0), (0, -codes.shape[2] % 32)))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("bits", [(1, 8), (2, 8), (4, 8), (6, 8), (7, 8), (8, 8), (2, 2), (8, 4)], ids=str)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[4] == 1], ids=str)
+def test_convolutions_of_the_stream_equal_numpy(shape, bits, threads, kernel):
+    generator = np.random.default_rng([*bits, *shape])
+    convolution, weights, codes = random_layer(generator, shape, *bits, 0)
+    convolution = replace(convolution, reads_stream=True)
+    block_shape = (*(-(-size // shape[5]) for size in shape[:2]), 40, shape[3], 3, 1)
+    last, last_weights, inner = random_layer(generator, block_shape, 2, 2, 8)
+    scales = StreamScales(np.float32(0), np.float32(0.02))
+    results = []
+    for operations, pack, stream in (
+        (Operations(threads, kernel), pack_bit_planes, as_stream(codes)),
+        (ReferenceOperations(), lambda codes, bits: codes, codes),
+    ):
+        layer, other = operations.prepare(convolution, weights), operations.prepare(last, last_weights)
+        rounding = operations.prepare_rounding(8, 2, scales)
+        results.append(
+            (
+                operations.convolve(stream, operations.prepare(replace(convolution, output_bits=3), weights)),
+                *operations.convolve_to_stream(stream, layer, rounding),
+                *operations.convolve_and_project(pack(inner, 2), other, stream, layer, rounding),
+            )
+        )
+    for found, expected in zip(*results, strict=True):
+        if hasattr(found, "words"):
+            found = unpack_bit_planes(found, shape[3])
+        assert np.array_equal(found[:, :, : shape[3]], expected)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 7, 8])
+def test_extreme_sums_of_the_stream_do_not_overflow_a_lane(bits, code):
+    convolution = Convolution(2048, 40, 1, 1, bits, 8, 0, reads_stream=True)
+    weights = LayerWeights(
+        np.full((40, 1, 1, 2048), code * (2**bits - 1), np.uint8), np.ones(40, np.float32), np.zeros(40, np.float32)
+    )
+    codes = np.full((2, 7, 2048), 255, np.uint8)
+    operations, plain = Operations(1), ReferenceOperations()
+    scores = operations.classify(codes, operations.prepare(convolution, weights))
     assert np.array_equal(scores, plain.classify(codes, plain.prepare(convolution, weights)))
+
+
+def test_no_activations_are_made_where_nothing_reads_them(generator):
+    convolution, weights, codes = random_layer(generator, (5, 6, 40, 72, 3, 1), 2, 2, 8)
+    shortcut, scales = generator.integers(0, 256, (5, 6, 72), dtype=np.uint8), StreamScales(np.float32(0.7), 0)
+    results = []
+    for operations, features, stream in (
+        (Operations(2), pack_bit_planes(codes, 2), as_stream(shortcut)),
+        (ReferenceOperations(), codes, shortcut),
+    ):
+        layer, rounding = operations.prepare(convolution, weights), operations.prepare_rounding(8, 0, scales)
+        results.append(operations.convolve_and_add(features, layer, stream, rounding))
+    (stream, planes), (expected, none) = results
+    assert planes is None and none is None
+    assert np.array_equal(stream[:, :, :72], expected)
+
+
+def test_a_stream_that_a_kernel_would_misread_is_refused(generator):
+    convolution, weights, codes = random_layer(generator, (4, 4, 40, 8, 1, 1), 2, 8, 0)
+    operations = Operations(1)
+    layer = operations.prepare(replace(convolution, reads_stream=True), weights)
+    for stream in (codes, as_stream(codes).astype(np.int16), as_stream(codes)[::2], as_stream(codes)[0]):
+        with pytest.raises(ValueError, match="multiple of 32"):
+            operations.classify(stream, layer)
+    larger, weights, codes = random_layer(generator, (4, 4, 32, 8, 3, 1), 2, 8, 0)
+    with pytest.raises(ValueError, match="3x3 convolution of the stream"):
+        operations.classify(codes, operations.prepare(replace(larger, reads_stream=True), weights))
 
 
 def test_the_exponential_is_within_two_units_in_the_last_place():

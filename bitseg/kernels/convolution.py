@@ -1,4 +1,4 @@
-"""Convolution of bit-planes and what follows it: scale, add the shortcut, round, pack.
+"""Convolution of a feature map and what follows it: scale, add the shortcut, round, pack.
 
 A kernel works on the rows of the output that it gets, a few pixels at a time, so that the sums of all their channels
 stay in the first-level cache: no full-size integer or float map is written to memory. The sums themselves come from
@@ -14,6 +14,7 @@ from numba.extending import overload
 
 from . import dot, lookup, popcount, simd
 from .bitplanes import clear_border, first_half, pack_pixels
+from .feature_maps import columns, margin, sum_of_pixel
 from .jit import borrowed, keep, kernel, part
 from .sharing import next_row, take_row
 
@@ -89,18 +90,18 @@ def _convolve_pixels(planes, filters, space, y, x0, x1, sums):
 @part
 def find_centers(planes, filters, y, centers):
     """What makes the sums of output row `y` signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``."""
-    top = y * filters.stride + planes.margin - filters.padding
-    left = planes.margin - filters.padding
-    columns = np.empty(planes.sums.shape[1], np.int32)
-    for column in range(len(columns)):
-        columns[column] = planes.sums[top, column]
+    left = margin(planes) - filters.padding
+    top = y * filters.stride + left
+    sums = np.empty(columns(planes), np.int32)
+    for column in range(len(sums)):
+        sums[column] = sum_of_pixel(planes, top, column)
     for row in range(top + 1, top + filters.kernel):
-        for column in range(len(columns)):
-            columns[column] += planes.sums[row, column]
+        for column in range(len(sums)):
+            sums[column] += sum_of_pixel(planes, row, column)
     for x in range(len(centers)):
         total = np.int32(0)
         for column in range(left + x * filters.stride, left + x * filters.stride + filters.kernel):
-            total += columns[column]
+            total += sums[column]
         centers[x] = total * np.int32(filters.levels)
 
 
@@ -177,10 +178,12 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
 
     shortcut, shortcut_multiplier : uint8 as `stream`, and float32, or both None
         Stream codes of which ``code * shortcut_multiplier`` is added.
-    projection : (Planes, filters) or None
+    projection : (feature map, filters) or None
         Another convolution, which is added.
+    result : Planes or None
+        Receives the activations, where anything reads them.
     """
-    planes, filters, share, stream, result = borrowed((planes, filters, share, stream, result))
+    planes, filters, share, stream = borrowed((planes, filters, share, stream))
     _, width, channels = stream.shape
     pixels = min(width, pixels_at_a_time(filters))
     if projection is not None:
@@ -191,6 +194,8 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
         block_planes, block_filters = borrowed(projection)
         block_memory = scratch(block_planes, block_filters, width, pixels)
         projected, block_centers, block_space = borrowed(block_memory)
+    if result is not None:
+        activations = borrowed(result)
     y = take_row(share)
     while y < share.height:
         begin_row(planes, filters, space, y)
@@ -198,7 +203,8 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
         if projection is not None:
             begin_row(block_planes, block_filters, block_space, y)
             find_centers(block_planes, block_filters, y, block_centers)
-        clear_border(result, y)
+        if result is not None:
+            clear_border(activations, y)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
             convolve_pixels(planes, filters, space, y, x0, x1, sums)
@@ -215,7 +221,8 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
                     if projection is not None:
                         value = simd.add_float(value, scale(projected, position, block_centers[x], block_filters, c))
                     simd.store(stream, stream_position, simd.round_to_u8x32(value, rounding.largest))
-            pack_stream(stream, rounding, rounding.steps, result, y, x0, x1)
+            if result is not None:
+                pack_stream(stream, rounding, rounding.steps, activations, y, x0, x1)
         y = next_row(share, y)
     keep(memory)
     if projection is not None:

@@ -1,6 +1,7 @@
-"""Convolution by dot products: codes put together again from bit-planes, multiplied with the weight codes.
+"""Convolution by dot products: codes as bytes, put together again from bit-planes where need be, times weight codes.
 
-Its time does not grow with the bits, so it is the kernel for many of them; and that of the stem, whose input is bytes.
+Its time does not grow with the bits, so it is the kernel for many of them, and for what is bytes already: the residual
+stream, and the image that the stem reads.
 A dot product treats neighbouring input channels that share 32 bits, one output channel in each of 16 lanes: four
 channels as bytes, weights being signed, or two as 16-bit numbers where the CPU cannot multiply such bytes.
 """
@@ -10,6 +11,7 @@ from collections import namedtuple
 import numpy as np
 
 from . import simd
+from .feature_maps import columns, margin, write_codes
 from .jit import part, routine
 
 LANES = 16
@@ -22,7 +24,7 @@ DotFilters = namedtuple("DotFilters", "weights zero most multiplier offset kerne
 """Weights of one convolution.
 
 weights : array of int8 or int16, shape (ceil(out / 16), kernel, groups of a row, 16, channels of a group)
-    Codes q, less 128 where they would not fit. The groups of a row run over its pixels and their channels, padded with
+    Codes q, less half of how many there are. The groups of a row run over its pixels and their channels, padded with
     0 up to a whole group: over each pixel's channels in a feature map, over all 3 * kernel values in the image.
 zero : uint8 or int16
     0, of the type that the activation codes get.
@@ -34,20 +36,17 @@ The other fields are those of `popcount.PopcountFilters`.
 """
 
 
-def types(input_bits):
-    """Types of codes and of weights for codes of some bits.
+def types(weight_bits, input_bits):
+    """Types of codes and of weights, and `DotFilters.most`.
 
     Where bytes are multiplied by pairs (AVX2), 16 bits must hold two products.
     """
-    bytes_fit = simd.has_byte_dot_product() or (simd.has_byte_pair_product() and input_bits < 8)
-    return (np.uint8, np.int8) if bytes_fit else (np.int16, np.int16)
-
-
-def most_dots(input_bits, largest_weight):
-    """`DotFilters.most`, for weights whose absolute value is `largest_weight` at most."""
-    if simd.has_byte_dot_product() or types(input_bits)[1] is np.int16:
-        return np.iinfo(np.int32).max
-    return np.iinfo(np.int16).max // (2 * (2**input_bits - 1) * largest_weight)
+    if simd.has_byte_dot_product():
+        return np.uint8, np.int8, np.iinfo(np.int32).max
+    pairs = np.iinfo(np.int16).max // (2 * (2**input_bits - 1) * 2 ** (weight_bits - 1))
+    if simd.has_byte_pair_product() and pairs:
+        return np.uint8, np.int8, pairs
+    return np.int16, np.int16, np.iinfo(np.int32).max
 
 
 @part
@@ -59,7 +58,7 @@ def workspace(planes, filters, pixels):
     _, kernel_size, groups, _, group = filters.weights.shape
     depth = groups // kernel_size * group
     # Codes are written 64 at a time, the last ones of a pixel over its end, and read as far as `multiply_rows` says.
-    row = (planes.sums.shape[1] + (PIXELS - 1) * filters.stride) * depth + 64
+    row = (columns(planes) + (PIXELS - 1) * filters.stride) * depth + 64
     return np.full((kernel_size, row), filters.zero), np.zeros(1, np.intp), np.empty(kernel_size, np.intp)
 
 
@@ -69,14 +68,11 @@ def begin_row(planes, filters, space, y):
     codes, upcoming, starts = space
     kernel_size, row_size = codes.shape
     depth = filters.weights.shape[2] // kernel_size * filters.weights.shape[4]
-    columns, words = planes.words[0].shape[1:]
-    border = planes.margin - filters.padding
+    border = margin(planes) - filters.padding
     first = y * filters.stride + border
     for row in range(max(first, upcoming[0]), first + kernel_size):
-        for column in range(columns):
-            position = row % kernel_size * row_size + column * depth
-            for word in range(words):
-                simd.store_codes(codes, position + word * 64, planes.words, (row * columns + column) * words + word)
+        for column in range(columns(planes)):
+            write_codes(planes, row, column, codes, row % kernel_size * row_size + column * depth)
     upcoming[0] = first + kernel_size
     for row in range(kernel_size):
         starts[row] = (first + row) % kernel_size * row_size + border * depth

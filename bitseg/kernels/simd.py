@@ -476,6 +476,34 @@ def store_codes(typing_context, codes, position, planes, word):
 
 
 @intrinsic
+def store_u8x32_as(typing_context, array, position, codes):
+    """Write 32 codes (u8x32) to consecutive elements of an array of uint8 or int16."""
+    vector = Vector("code", ir.IntType(array.dtype.bitwidth), 32)
+
+    def code(context, builder, signature, values):
+        array, position, codes = values
+        if vector.element.width > 8:
+            codes = builder.zext(codes, vector.llvm)
+        builder.store(codes, _pointer(context, builder, signature.args[0], array, position, vector)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, codes), code
+
+
+@intrinsic
+def sum_u8x32(typing_context, codes):
+    """Sum of 32 codes (u8x32)."""
+
+    def code(context, builder, signature, values):
+        wide = builder.zext(values[0], i32x32.llvm)
+        kind = ir.FunctionType(_INT32, [i32x32.llvm])
+        add = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.add.v32i32")
+        return builder.zext(builder.call(add, [wide]), ir.IntType(64))
+
+    return types.int64(codes), code
+
+
+@intrinsic
 def load_weights(typing_context, array, position):
     """Load 512 bits of an array of int8 or int16."""
     vector = s8x64 if array.dtype.bitwidth == 8 else s16x32

@@ -74,8 +74,8 @@ class Network:
         operations = self.operations
         features = self._encode(image)
         scores = None
-        for stride, activation in reversed(list(zip(STRIDES, features, strict=True))):
-            branch = self._branch(stride, activation)
+        for stride, features_of_stage in reversed(list(zip(STRIDES, features, strict=True))):
+            branch = self._branch(stride, features_of_stage)
             if scores is None:
                 scores = branch
             else:
@@ -107,7 +107,7 @@ class Network:
         return self.operations.label_map(self.compute_scores(image), shape, inside)
 
     def _encode(self, image):
-        """Activations of the four stages, fine to coarse."""
+        """Feature maps of the four stages, fine to coarse: streams where the decoder carries them on, or activations."""
         operations = self.operations
         stream, activation = operations.stem(
             image, self.layers[STEM], self.preprocessing.mean, self.roundings["encoder.stem_output"]
@@ -116,7 +116,7 @@ class Network:
         for stage in self.architecture.stages():
             for block in stage:
                 stream, activation = self._block(block, stream, activation)
-            features.append(activation)
+            features.append(stream if self.architecture.carries_stream else activation)
         return features
 
     def _block(self, block, stream, activation):
@@ -127,16 +127,15 @@ class Network:
         last, rounding = layers[block.convolutions[-1]], self.roundings[f"{block.name}.output"]
         if block.projection is None:
             return operations.convolve_and_add(y, last, stream, rounding)
-        return operations.convolve_and_project(y, last, activation, layers[block.projection], rounding)
+        projected = stream if self.architecture.carries_stream else activation
+        return operations.convolve_and_project(y, last, projected, layers[block.projection], rounding)
 
-    def _branch(self, stride, activation):
+    def _branch(self, stride, features):
         operations, layers, name = self.operations, self.layers, f"branch{stride}"
         reduction = layers[f"{name}.reduce"]
         if self.architecture.reconstruction == "residual_block":
-            stream, activation = operations.convolve_to_stream(
-                activation, reduction, self.roundings[f"{name}.reduce_output"]
-            )
-            _, activation = self._block(self.architecture.branch_block(stride), stream, activation)
+            reduced = operations.convolve_to_stream(features, reduction, self.roundings[f"{name}.reduce_output"])
+            refined, _ = self._block(self.architecture.branch_block(stride), *reduced)
         else:
-            activation = operations.convolve(operations.convolve(activation, reduction), layers[f"{name}.conv"])
-        return operations.classify(activation, layers[f"{name}.classifier"])
+            refined = operations.convolve(operations.convolve(features, reduction), layers[f"{name}.conv"])
+        return operations.classify(refined, layers[f"{name}.classifier"])

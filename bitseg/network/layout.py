@@ -28,7 +28,7 @@ def kernel_costs(convolution):
     without AVX-512's vector popcount that takes seven instructions more. Look-up treats each plane of the weights by
     itself, all planes of at most 4-bit activations at once; of three and four bits it makes tables, which cost the
     more, the fewer filters and taps read them. A dot product takes the same time whatever the bits.
-    `tests/benchmarks` measures all three.
+    `tests/benchmarks` measures all three. The residual stream is no bit-planes: only a dot product reads it.
 
     Parameters
     ----------
@@ -41,9 +41,11 @@ def kernel_costs(convolution):
     products = convolution.weight_bits * convolution.input_bits
     uses = convolution.out_channels * convolution.kernel**2 / convolution.stride**2
     costs = {
-        "popcount": products * (3.2 if simd.has_vector_popcount() else 15),
         "dot": (18 if simd.has_byte_dot_product() else 24) + 400 / uses,
     }
+    if convolution.reads_stream:
+        return costs
+    costs["popcount"] = products * (3.2 if simd.has_vector_popcount() else 15)
     if simd.has_byte_shuffle() and convolution.input_bits <= lookup.MOST_ACTIVATION_BITS:
         plane, tables = (6, 200) if convolution.input_bits <= 2 else (9, 800)
         costs["lookup"] = convolution.weight_bits * plane + tables / uses
@@ -57,12 +59,12 @@ def select_kernel(convolution, name="auto"):
     ----------
     convolution : bitseg.architecture.Convolution
     name : {"auto", "popcount", "lookup", "dot"}
-        Forces a kernel; "lookup" still leaves to popcount what it cannot do. "auto" takes the least of `kernel_costs`.
+        Forces a kernel where it can run; "auto" takes the least of `kernel_costs`, "lookup" popcount where it cannot.
     """
     costs = kernel_costs(convolution)
-    if name == "auto":
-        return min(costs, key=costs.get)
-    return name if name in costs else "popcount"
+    if name == "lookup" and name not in costs:
+        name = "popcount"
+    return name if name in costs else min(costs, key=costs.get)
 
 
 def bit_planes(height, width, channels, bits, margin=1):
@@ -134,7 +136,7 @@ def unpack_bit_planes(planes, channels):
 
 def bit_filters(convolution, weights, kernel):
     """Filters of a convolution and its `model_file.LayerWeights` for a kernel, see `select_kernel`."""
-    lay_out = {"popcount": _popcount_filters, "lookup": _lookup_filters, "dot": _dot_filters_of_planes}
+    lay_out = {"popcount": _popcount_filters, "lookup": _lookup_filters, "dot": _feature_map_dot_filters}
     return lay_out[select_kernel(convolution, kernel)](convolution, weights)
 
 
@@ -174,7 +176,7 @@ def sum_steps(convolution, weights, sum_type):
 
 
 def stream_rounding(stream_bits, activation_bits, activation_multiplier):
-    """`kernels.convolution.Rounding` of the residual stream."""
+    """`kernels.convolution.Rounding` of the residual stream; 0 bits where no activation is made of it."""
     steps = None
     if activation_bits <= bitplanes.MOST_BITS_BY_STEPS:
         activations = round_to_code(np.arange(256).astype(np.float32) * activation_multiplier, activation_bits)
@@ -218,8 +220,8 @@ def _lookup_filters(convolution, weights):
     return lookup.LookupFilters(vectors, tuple(range(convolution.weight_bits)), *fields)
 
 
-def _dot_filters_of_planes(convolution, weights):
-    """`kernels.dot.DotFilters` of a convolution and its `model_file.LayerWeights`."""
+def _feature_map_dot_filters(convolution, weights):
+    """`kernels.dot.DotFilters` of a feature map's convolution and its `model_file.LayerWeights`."""
     codes = _padded_codes(weights.codes, dot.LANES, 4)
     return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
 
@@ -233,14 +235,13 @@ def stem_filters(convolution, weights):
 def _dot_filters(convolution, weights, rows):
     """`kernels.dot.DotFilters` of weight codes (out, kernel, values in a row)."""
     multiplier, offset, kernel, levels, stride, padding = _filter_fields(convolution, weights)
-    code_type, weight_type = dot.types(convolution.input_bits)
+    code_type, weight_type, most = dot.types(convolution.weight_bits, convolution.input_bits)
     group = 4 // np.dtype(weight_type).itemsize
-    excess = max(0, levels - np.iinfo(weight_type).max)
+    excess = (levels + 1) // 2
     stored = (rows.astype(np.int16) - excess).astype(weight_type)
     # What stands beside the values of the last group in the image is multiplied with 0.
     stored = np.pad(stored, ((0, 0), (0, 0), (0, -stored.shape[2] % group)))
     stored = stored.reshape(-1, dot.LANES, kernel, stored.shape[2] // group, group).transpose(0, 2, 3, 1, 4)
-    most = dot.most_dots(convolution.input_bits, max(excess, levels - excess))
     fields = most, multiplier, offset, kernel, np.int32(levels - 2 * excess), stride, padding
     return dot.DotFilters(np.ascontiguousarray(stored), code_type(0), *fields)
 

@@ -14,6 +14,7 @@ import numpy as np
 from ..kernels import convolution as bits
 from ..kernels import decoder, stem
 from .layout import (
+    LANES,
     WORD,
     bit_filters,
     bit_planes,
@@ -170,20 +171,20 @@ class Operations:
         self._step(work, height, bits.convolve_to_planes, arguments, (width, result))
         return result
 
-    def convolve_to_stream(self, activation, layer, rounding):
-        return self._stream(activation, layer, rounding)
+    def convolve_to_stream(self, features, layer, rounding):
+        return self._stream(features, layer, rounding)
 
     def convolve_and_add(self, activation, layer, shortcut, rounding):
         return self._stream(activation, layer, rounding, shortcut=shortcut)
 
-    def convolve_and_project(self, activation, layer, block_activation, projection, rounding):
-        return self._stream(activation, layer, rounding, block_activation=block_activation, projection=projection)
+    def convolve_and_project(self, activation, layer, block_input, projection, rounding):
+        return self._stream(activation, layer, rounding, block_input=block_input, projection=projection)
 
-    def classify(self, activation, layer):
-        height, width = self._output_size(activation, layer)
+    def classify(self, features, layer):
+        height, width = self._output_size(features, layer)
         scores = np.empty((layer.convolution.out_channels, height, width), np.float32)
         work = _nanoseconds(height * width, layer)
-        self._step(work, height, bits.convolve_to_scores, (activation, layer.filters), (scores,))
+        self._step(work, height, bits.convolve_to_scores, (features, layer.filters), (scores,))
         return scores
 
     def upsample2x(self, scores):
@@ -210,8 +211,8 @@ class Operations:
         self._step(labels.size * len(scores), shape[0], decoder.label_rows, (scores, rows, columns), (labels,))
         return labels
 
-    def _stream(self, activation, layer, rounding, shortcut=None, block_activation=None, projection=None):
-        height, width = self._output_size(activation, layer)
+    def _stream(self, features, layer, rounding, shortcut=None, block_input=None, projection=None):
+        height, width = self._output_size(features, layer)
         shape = height, width, len(layer.filters.multiplier)
         work = _nanoseconds(height * width, layer)
         multiplier = projecting = None
@@ -220,20 +221,25 @@ class Operations:
                 raise ValueError(f"the shortcut has shape {shortcut.shape}, the block's result {shape}")
             multiplier = rounding.shortcut_multiplier
         if projection is not None:
-            projected = (*self._output_size(block_activation, projection), len(projection.filters.multiplier))
+            projected = (*self._output_size(block_input, projection), len(projection.filters.multiplier))
             if projected != shape:
                 raise ValueError(f"the projection has shape {projected}, the block's result {shape}")
-            projecting = block_activation, projection.filters
+            projecting = block_input, projection.filters
             work += _nanoseconds(height * width, projection)
         stream = np.empty(shape, np.uint8)
-        planes = bit_planes(height, width, layer.convolution.out_channels, rounding.activation_bits)
-        arguments = (activation, layer.filters, shortcut, multiplier, projecting, rounding.kernel)
+        planes = None
+        if rounding.activation_bits:
+            planes = bit_planes(height, width, layer.convolution.out_channels, rounding.activation_bits)
+        arguments = (features, layer.filters, shortcut, multiplier, projecting, rounding.kernel)
         self._step(work, height, bits.convolve_to_stream, arguments, (stream, planes))
         return stream, planes
 
-    def _output_size(self, activation, layer):
-        """Height and width of a convolution's result; refuses planes that the kernel would misread."""
+    def _output_size(self, features, layer):
+        """Height and width of a convolution's result; refuses a feature map that the kernel would misread."""
         convolution = layer.convolution
+        if convolution.reads_stream:
+            return _size_of_stream_reader(features, convolution)
+        activation = features
         given_bits, (rows, columns, words) = len(activation.words), activation.words[0].shape
         if (given_bits, words) != (convolution.input_bits, -(-convolution.in_channels // WORD)):
             raise ValueError(
@@ -263,6 +269,19 @@ class Operations:
         return self._pool
 
 
+def _size_of_stream_reader(stream, convolution):
+    """Height and width of the result of a convolution of the residual stream."""
+    if convolution.kernel != 1:
+        raise ValueError(f"a {convolution.kernel}x{convolution.kernel} convolution of the stream: it has no border")
+    channels = -(-convolution.in_channels // LANES) * LANES
+    if stream.dtype != np.uint8 or stream.ndim != 3 or stream.shape[2] != channels or not stream.flags.c_contiguous:
+        raise ValueError(
+            f"the convolution reads a stream of {channels} channels, but was given {stream.dtype} of shape "
+            f"{stream.shape}: pad its channels to a multiple of {LANES}"
+        )
+    return tuple((size - 1) // convolution.stride + 1 for size in stream.shape[:2])
+
+
 def _with_spare(shape, dtype, spare):
     """An empty array with that many values of memory behind its last one, which vectors may reach into."""
     size = math.prod(shape)
@@ -272,5 +291,6 @@ def _with_spare(shape, dtype, spare):
 def _nanoseconds(pixels, layer):
     """About how long a convolution takes: a thousand one-bit products a nanosecond, and three results."""
     convolution = layer.convolution
-    products = convolution.weights * convolution.weight_bits * convolution.input_bits
+    # A dot product takes as long as about eight one-bit products, whatever the bits.
+    products = convolution.weights * min(convolution.weight_bits * convolution.input_bits, 8)
     return pixels * (products / 1000 + convolution.out_channels / 3)

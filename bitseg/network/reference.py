@@ -23,7 +23,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How the residual stream is rounded: see `model_file.StreamScales`."""
+    """How the residual stream is rounded: see `model_file.StreamScales`. No activation is made of 0 bits."""
 
     stream_bits: int
     activation_bits: int
@@ -227,22 +227,22 @@ class ReferenceOperations:
         """Convolution rounded to activation codes."""
         return round_to_code(self._scaled(activation, layer), layer.convolution.output_bits)
 
-    def convolve_to_stream(self, activation, layer, rounding):
-        """Convolution rounded to stream codes, and the activation codes made from them."""
-        return self._stream(self._scaled(activation, layer), rounding)
+    def convolve_to_stream(self, features, layer, rounding):
+        """Convolution of activation or stream codes, rounded to stream codes, and the activation codes made of them."""
+        return self._stream(self._scaled(features, layer), rounding)
 
     def convolve_and_add(self, activation, layer, shortcut, rounding):
         """End of a residual block: the stream is added before rounding."""
         identity = shortcut.astype(np.float32) * rounding.shortcut_multiplier
         return self._stream(self._scaled(activation, layer) + identity, rounding)
 
-    def convolve_and_project(self, activation, layer, block_activation, projection, rounding):
-        """End of a residual block whose shortcut is a convolution of the block's input."""
-        return self._stream(self._scaled(activation, layer) + self._scaled(block_activation, projection), rounding)
+    def convolve_and_project(self, activation, layer, block_input, projection, rounding):
+        """End of a residual block whose shortcut is a convolution of the block's input, activation or stream codes."""
+        return self._stream(self._scaled(activation, layer) + self._scaled(block_input, projection), rounding)
 
-    def classify(self, activation, layer):
-        """Real-valued scores, float32 (classes, height, width)."""
-        return np.ascontiguousarray(self._scaled(activation, layer).transpose(2, 0, 1))
+    def classify(self, features, layer):
+        """Real-valued scores, float32 (classes, height, width), of activation or stream codes."""
+        return np.ascontiguousarray(self._scaled(features, layer).transpose(2, 0, 1))
 
     def upsample2x(self, scores):
         """See `upsample2x`."""
@@ -268,5 +268,7 @@ class ReferenceOperations:
         return stream, self._activation(stream, rounding)
 
     def _activation(self, stream, rounding):
+        if not rounding.activation_bits:
+            return None
         value = stream.astype(np.float32) * rounding.activation_multiplier
         return round_to_code(value, rounding.activation_bits)

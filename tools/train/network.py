@@ -250,7 +250,7 @@ class BitFCN(nn.Module):
         for name, bits in self.architecture.stream_outputs().items():
             stream = self.get_submodule(name)
             stream.stream_quantizer.bits = residual_bits
-            stream.activation_quantizer.bits = bits if quantised_feature_maps else FLOAT_BITS
+            stream.activation_quantizer.bits = (bits or residual_bits) if quantised_feature_maps else FLOAT_BITS
         if self.architecture.reconstruction != "residual_block":
             for stride in STRIDES:
                 self.get_submodule(f"branch{stride}.output").bits = residual_bits

@@ -1,0 +1,80 @@
+"""What kernels ask of the feature map that a convolution reads.
+
+There are two kinds: bit-planes (`bitplanes.Planes`), and the residual stream, uint8 codes of shape (height, width,
+32 n) without a border, which only 1x1 convolutions read. `stem.Image` answers as bit-planes do where it is asked.
+"""
+
+from numba.core import types
+from numba.extending import overload
+
+from . import simd
+from .jit import part
+
+
+def margin(feature_map):
+    """Pixels of its border."""
+
+
+def columns(feature_map):
+    """Pixels of a row, border included."""
+
+
+def sum_of_pixel(feature_map, row, column):
+    """Sum of a pixel's codes; rows and columns count from the corner of the border."""
+
+
+def write_codes(feature_map, row, column, codes, position):
+    """Write a pixel's codes to an array from `position` on, and up to 63 others behind them."""
+
+
+def _is_stream(feature_map):
+    return isinstance(feature_map, types.Array)
+
+
+@overload(margin)
+def _margin(feature_map):
+    return (lambda feature_map: 0) if _is_stream(feature_map) else (lambda feature_map: feature_map.margin)
+
+
+@overload(columns)
+def _columns(feature_map):
+    if _is_stream(feature_map):
+        return lambda feature_map: feature_map.shape[1]
+    return lambda feature_map: feature_map.sums.shape[1]
+
+
+@overload(sum_of_pixel)
+def _sum_of_pixel(feature_map, row, column):
+    if _is_stream(feature_map):
+        return lambda feature_map, row, column: _sum_of_stream_pixel(feature_map, row, column)
+    return lambda feature_map, row, column: feature_map.sums[row, column]
+
+
+@overload(write_codes)
+def _write_codes(feature_map, row, column, codes, position):
+    write = _copy_codes if _is_stream(feature_map) else _unpack_codes
+    return lambda feature_map, row, column, codes, position: write(feature_map, row, column, codes, position)
+
+
+@part
+def _sum_of_stream_pixel(stream, row, column):
+    _, width, channels = stream.shape
+    first, total = (row * width + column) * channels, 0
+    for c in range(0, channels, 32):
+        total += simd.sum_u8x32(simd.load_u8x32(stream, first + c))
+    return total
+
+
+@part
+def _copy_codes(stream, row, column, codes, position):
+    _, width, channels = stream.shape
+    first = (row * width + column) * channels
+    for c in range(0, channels, 32):
+        simd.store_u8x32_as(codes, position + c, simd.load_u8x32(stream, first + c))
+
+
+@part
+def _unpack_codes(planes, row, column, codes, position):
+    _, width, words = planes.words[0].shape
+    for word in range(words):
+        simd.store_codes(codes, position + word * 64, planes.words, (row * width + column) * words + word)
