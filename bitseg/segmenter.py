@@ -230,8 +230,9 @@ class Segmenter:
         inside = working_shape(*shape, long_side)
         working = photo if inside == shape else resize(photo, inside)
         padded = np.empty((*(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in inside), 3), np.uint8)
-        padded[:] = self.model.preprocessing.mean
         padded[: inside[0], : inside[1]] = working
+        padded[: inside[0], inside[1] :] = self.model.preprocessing.mean
+        padded[inside[0] :] = self.model.preprocessing.mean
         if not with_scores:
             return network.label_map(padded, shape, inside), None
         scores = network.scores(padded)

@@ -3,6 +3,8 @@
 Commands import what they need when they run, so that ``bitseg --help`` is quick.
 """
 
+import atexit
+import gc
 import io
 import os
 import sys
@@ -62,6 +64,8 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="bitseg")
 def main():
     """Find out what every pixel of a photo belongs to, with low-bit networks on an ordinary CPU."""
+    # Python would look for garbage among all that Numba has made once more at exit, for a tenth of a second.
+    atexit.register(gc.freeze)
     # On a damaged or very large file; the error, if it comes to one, says it in one line.
     warnings.filterwarnings("ignore", module="PIL")
     # A name may hold what the terminal's encoding lacks.

@@ -99,12 +99,8 @@ class Network:
         ndarray of uint8, shape `shape`
             Class ids.
         """
-        self._check(image)
-        return self.operations.run(self.compute_label_map, image, shape, inside)
-
-    def compute_label_map(self, image, shape, inside):
-        """`label_map` without checks and plan."""
-        return self.operations.label_map(self.compute_scores(image), shape, inside)
+        # No part of the plan: photos of many sizes are padded to few.
+        return self.operations.label_map(self.scores(image), shape, inside)
 
     def _encode(self, image):
         """Feature maps of the four stages, fine to coarse: streams where the decoder carries them on, or activations."""
