@@ -50,6 +50,10 @@ NETWORKS = {
         for reconstruction in RECONSTRUCTIONS[1:]
         for stream_bits in STREAM_BITS
     },
+    "stream carried on": {"stream_weight_bits": 4},
+    "resnet50, stream carried on": {"encoder": "resnet50", "bits": (1, 2), "stream_weight_bits": 2},
+    "stream of 2 bits carried on": {"stream_bits": 0, "stream_weight_bits": 8},
+    "convolution, stream carried on": {"reconstruction": "convolution", "stream_weight_bits": 4},
 }
 """Arguments of `random_network`."""
 
@@ -77,13 +81,18 @@ def random_image(seed=0, height=64, width=64):
 
 @functools.cache
 def random_network(
-    encoder="resnet18", bits=(2, 2), stream_bits=8, reconstruction="residual_block", quantizer="learned"
+    encoder="resnet18",
+    bits=(2, 2),
+    stream_bits=8,
+    reconstruction="residual_block",
+    quantizer="learned",
+    stream_weight_bits=0,
 ):
     """A quantised network of random weights, with BatchNorm and steps that are no round numbers."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     architecture = Architecture(
-        encoder, 8, ENCODERS[encoder], (8, 8, 8, 8), CLASSES, *bits, stream_bits, reconstruction
+        encoder, 8, ENCODERS[encoder], (8, 8, 8, 8), CLASSES, *bits, stream_bits, reconstruction, stream_weight_bits
     )
     network = BitFCN(architecture, quantizer)
     network.set_bits(*bits)
@@ -159,9 +168,12 @@ def test_a_network_in_codes_gives_the_scores_of_the_converted_one(options):
 
 
 @pytest.mark.parametrize("reconstruction", RECONSTRUCTIONS)
-@pytest.mark.parametrize("stream_bits", STREAM_BITS)
-def test_a_converted_network_gives_the_same_scores_in_the_engine_and_in_numpy(reconstruction, stream_bits, tmp_path):
-    write_model(tmp_path / "model.h5", folded(random_network(reconstruction=reconstruction, stream_bits=stream_bits)))
+@pytest.mark.parametrize("stream_bits, stream_weight_bits", [(8, 0), (0, 0), (8, 4)])
+def test_a_converted_network_gives_the_same_scores_in_the_engine_and_in_numpy(
+    reconstruction, stream_bits, stream_weight_bits, tmp_path
+):
+    options = {"stream_bits": stream_bits, "stream_weight_bits": stream_weight_bits}
+    write_model(tmp_path / "model.h5", folded(random_network(reconstruction=reconstruction, **options)))
     model = read_model(tmp_path / "model.h5")
     assert model.architecture.reconstruction == reconstruction
     image = random_image(1)

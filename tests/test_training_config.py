@@ -43,6 +43,7 @@ class TestConfig:
             ("architecture", "encoder", "vgg16", "architecture: encoder must be one of resnet18, resnet34, resnet50"),
             ("architecture", "stage_channels", (8, 8, 16), "architecture: there must be 4 stage_channels"),
             ("architecture", "stream_bits", 9, "architecture: stream_bits must be 1 to 8"),
+            ("architecture", "stream_weight_bits", 9, "architecture: stream_weight_bits must be 1 to 8"),
             ("preprocessing", "mean", (0, 0, 300), "preprocessing: mean must be three whole numbers from 0 to 255"),
             ("preprocessing", "working_size", 500, "preprocessing: working_size must be a multiple of 32"),
             ("stage", "weight_bits", 16, "stage 'float': weight_bits and activation_bits must be 1 to 8, or 32"),

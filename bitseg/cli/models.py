@@ -86,13 +86,14 @@ def _summary(about):
     architecture, file = about["architecture"], about["file"]
     accuracy = about["training"].get("accuracy")
     measured = f"{accuracy['miou']:.3f} mIoU on {accuracy['dataset']}" if accuracy else "not measured"
-    stream = architecture["stream_bits"] or architecture["activation_bits"]
+    stream = f"{architecture['stream_bits'] or architecture['activation_bits']}-bit residual stream"
+    if architecture["stream_weight_bits"]:
+        stream += f", carried on by {architecture['stream_weight_bits']}-bit weights"
     return [
         ("accuracy", measured),
         (
             "bits",
-            f"{architecture['weight_bits']}-bit weights, {architecture['activation_bits']}-bit activations, "
-            f"{stream}-bit residual stream",
+            f"{architecture['weight_bits']}-bit weights, {architecture['activation_bits']}-bit activations, {stream}",
         ),
         ("network", f"{architecture['encoder']}, {len(about['layers'])} convolutions"),
         ("working size", f"long side {about['preprocessing']['working_size']}"),

@@ -103,7 +103,7 @@ class Network:
         return self.operations.label_map(self.scores(image), shape, inside)
 
     def _encode(self, image):
-        """Feature maps of the four stages, fine to coarse: streams where the decoder carries them on, or activations."""
+        """Feature maps of the four stages, fine to coarse: activations, or streams where the decoder reads these."""
         operations = self.operations
         stream, activation = operations.stem(
             image, self.layers[STEM], self.preprocessing.mean, self.roundings["encoder.stem_output"]
