@@ -1,6 +1,6 @@
 """Time a bitseg model against its fp32 and int8 twins in ONNX Runtime and OpenVINO, interleaved in one process.
 
-    python -m tools.compare_engines --preset bfcn50 --bits 1-2 --size 256x160 --threads 1 --json out.json
+    python tools/compare_engines.py --preset bfcn50 --bits 1-2 --size 256x160 --threads 1 --json out.json
 
 All engines get the same uint8 image and return the same thing, a label map of the image's size. Every round runs each
 engine once, so that a drift of the machine's speed meets all of them; medians of the rounds are compared.
@@ -28,6 +28,9 @@ from bitseg.model_file import find_model, read_model, write_model
 from bitseg.network.graph import Network
 from bitseg.network.operations import Operations
 from bitseg.presets import PRESETS, preset_model
+
+if not __package__:  # run as a file
+    sys.path.insert(0, str(Path(__file__).parent.parent))
 from tools.onnx_network import build_onnx
 
 PHOTO = Path(__file__).parent.parent / "examples" / "astronaut.jpg"
