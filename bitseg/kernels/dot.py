@@ -2,8 +2,8 @@
 
 Its time does not grow with the bits, so it is the kernel for many of them, and for what is bytes already: the residual
 stream, and the image that the stem reads.
-A dot product treats neighbouring input channels that share 32 bits, one output channel in each of 16 lanes: four
-channels as bytes, weights being signed, or two as 16-bit numbers where the CPU cannot multiply such bytes.
+A dot product treats neighbouring input channels that share 32 bits, one output channel in each lane: four channels as
+bytes, weights being signed, or two as 16-bit numbers where the CPU cannot multiply such bytes.
 """
 
 from collections import namedtuple
@@ -14,7 +14,7 @@ from . import simd
 from .feature_maps import columns, margin, write_codes
 from .jit import part, routine
 
-LANES = 16
+LANES = simd.dot_lanes()
 """Output channels computed side by side."""
 
 PIXELS = 6
@@ -23,13 +23,13 @@ PIXELS = 6
 DotFilters = namedtuple("DotFilters", "weights zero most multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 
-weights : array of int8 or int16, shape (ceil(out / 16), kernel, groups of a row, 16, channels of a group)
+weights : array of int8 or int16, shape (ceil(out / lanes), kernel, groups of a row, lanes, channels of a group)
     Codes q, less half of how many there are. The groups of a row run over its pixels and their channels, padded with
     0 up to a whole group: over each pixel's channels in a feature map, over all 3 * kernel values in the image.
 zero : uint8 or int16
     0, of the type that the activation codes get.
 most : int
-    Dot products that may be added before a lane of `simd.zero_dots` could overflow.
+    Dot products that may be added before a lane of `simd.zero_dots` could overflow, where that is possible.
 levels : int32
     ``sum(a (2 q - largest q)) = 2 sum(a w) - levels * sum(a)`` for the stored weights w.
 The other fields are those of `popcount.PopcountFilters`.
@@ -102,7 +102,7 @@ def multiply_rows(codes, starts, step, filters, x0, x1, sums):
     for x in range(x0, x1, PIXELS):
         position = 0
         for block in range(blocks):
-            sum0 = simd.broadcast_i32x16(np.int32(0))
+            sum0 = simd.zero_sums(weights)
             sum1, sum2, sum3, sum4, sum5 = sum0, sum0, sum0, sum0, sum0
             dots0 = simd.zero_dots(weights)
             dots1, dots2, dots3, dots4, dots5 = dots0, dots0, dots0, dots0, dots0
@@ -122,7 +122,7 @@ def multiply_rows(codes, starts, step, filters, x0, x1, sums):
                         dots5 = simd.add_dot_products(dots5, codes, code + 5 * step, weight)
                     room -= until - done
                     done = until
-                    if room == 0:
+                    if simd.dots_may_overflow(weights) and room == 0:
                         sum0, sum1, sum2 = (
                             simd.add_dots(sum0, dots0),
                             simd.add_dots(sum1, dots1),

@@ -44,7 +44,6 @@ u8x16 = Vector("u8", ir.IntType(8), 16)
 u8x32 = Vector("u8", ir.IntType(8), 32)
 u16x16 = Vector("u16", ir.IntType(16), 16)
 s16x32 = Vector("s16", ir.IntType(16), 32)
-s8x64 = Vector("s8", ir.IntType(8), 64)
 
 
 def _pointer(context, builder, array_type, array, offset, vector):
@@ -503,10 +502,27 @@ def sum_u8x32(typing_context, codes):
     return types.int64(codes), code
 
 
+def dot_lanes():
+    """Output channels whose dot products are added up side by side.
+
+    Two registers of them with AVX-512, which has twice as many and adds products only after some cycles.
+    """
+    return 32 if has_byte_dot_product() else 16
+
+
+def _sums_vector():
+    return Vector("i32", _INT32, dot_lanes())
+
+
+def _weights_vector(array):
+    width = array.dtype.bitwidth
+    return Vector(f"s{width}", ir.IntType(width), dot_lanes() * 32 // width)
+
+
 @intrinsic
 def load_weights(typing_context, array, position):
-    """Load 512 bits of an array of int8 or int16."""
-    vector = s8x64 if array.dtype.bitwidth == 8 else s16x32
+    """Load 32 bits for each lane of an array of int8 or int16."""
+    vector = _weights_vector(array)
 
     def code(context, builder, signature, values):
         return _load_unaligned(builder, _pointer(context, builder, signature.args[0], *values, vector), vector)
@@ -530,19 +546,36 @@ def _adds_pairs_of_bytes(weights_dtype):
 
 
 @intrinsic
-def zero_dots(typing_context, weights):
-    """Zero dot products of 16 output channels with weights of an array's type."""
-    vector = s16x32 if _adds_pairs_of_bytes(weights.dtype) else i32x16
+def dots_may_overflow(typing_context, weights):
+    """Whether dot products with weights of an array's type are collected in 16 bits: a constant for the compiler."""
 
     def code(context, builder, signature, values):
-        return ir.Constant(vector.llvm, [0] * vector.lanes)
+        return ir.IntType(1)(_adds_pairs_of_bytes(signature.args[0].dtype))
 
-    return vector(weights), code
+    return types.boolean(weights), code
+
+
+def _zeros(vector_of):
+    @intrinsic
+    def zeros(typing_context, weights):
+        vector = vector_of(weights)
+
+        def code(context, builder, signature, values):
+            return ir.Constant(vector.llvm, [0] * vector.lanes)
+
+        return vector(weights), code
+
+    return zeros
+
+
+# Zero sums, and zero dot products, of a channel in each lane with weights of an array's type.
+zero_sums = _zeros(lambda weights: _sums_vector())
+zero_dots = _zeros(lambda weights: s16x32 if _adds_pairs_of_bytes(weights.dtype) else _sums_vector())
 
 
 @intrinsic
 def add_dots(typing_context, sums, dots):
-    """Add dot products, see `zero_dots`, to i32x16 sums."""
+    """Add dot products, see `zero_dots`, to sums."""
 
     def code(context, builder, signature, values):
         sums, products = values
@@ -558,7 +591,7 @@ def add_dot_products(typing_context, dots, codes, position, weights):
     """Add to each lane the dot product of 32 bits of codes, the same for all, with as many weights of its own.
 
     dots : see `zero_dots`
-    weights : s8x64 for codes of uint8, or s16x32 for codes of int16.
+    weights : see `load_weights`; bytes for codes of uint8, 16-bit numbers for codes of int16.
     """
 
     def code(context, builder, signature, values):
@@ -567,13 +600,13 @@ def add_dot_products(typing_context, dots, codes, position, weights):
         data = context.make_array(codes_type)(context, builder, codes).data
         word = builder.load(builder.bitcast(builder.gep(data, [position]), _INT32.as_pointer()))
         word.align = 1
-        codes = _splat(builder, word, i32x16)
+        codes = _splat(builder, word, _sums_vector())
         if dots_type == s16x32:
             codes = builder.bitcast(codes, weights_type.llvm)
             products = _by_halves(builder, "avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 16), codes, weights)
-        elif weights_type == s8x64:
-            words = builder.bitcast(weights, i32x16.llvm)
-            return _x86(builder, "avx512.vpdpbusd.512", i32x16.llvm, dots, codes, words)
+        elif has_byte_dot_product():
+            words = builder.bitcast(weights, codes.type)
+            return _by_halves(builder, "avx512.vpdpbusd.512", i32x16.llvm, dots, codes, words)
         else:
             products = _multiply_pairs(builder, builder.bitcast(codes, weights_type.llvm), weights)
         return builder.add(dots, products)
@@ -595,12 +628,13 @@ def _multiply_pairs(builder, a, b):
 
 
 def _by_halves(builder, name, result, *arguments):
-    """Call an intrinsic on each 256-bit half of 512-bit vectors: a vector of twice the type `result`."""
-    lanes = arguments[0].type.count // 2
-    halves = [
-        _x86(builder, name, result, *(_lanes(builder, vector, range(start, start + lanes)) for vector in arguments))
-        for start in (0, lanes)
-    ]
+    """Call an intrinsic on each half of vectors twice as wide as it takes: a vector of twice the type `result`."""
+
+    def half(number):
+        halves = (range(number * (v.type.count // 2), (number + 1) * (v.type.count // 2)) for v in arguments)
+        return _x86(builder, name, result, *(_lanes(builder, *pair) for pair in zip(arguments, halves)))
+
+    halves = half(0), half(1)
     numbers = ir.Constant(ir.VectorType(_INT32, 2 * result.count), list(range(2 * result.count)))
     return builder.shuffle_vector(*halves, numbers)
 

@@ -41,11 +41,11 @@ def kernel_costs(convolution):
     products = convolution.weight_bits * convolution.input_bits
     uses = convolution.out_channels * convolution.kernel**2 / convolution.stride**2
     costs = {
-        "dot": (18 if simd.has_byte_dot_product() else 24) + 400 / uses,
+        "dot": (14 if simd.has_byte_dot_product() else 24) + 400 / uses,
     }
     if convolution.reads_stream:
         return costs
-    costs["popcount"] = products * (3.2 if simd.has_vector_popcount() else 15)
+    costs["popcount"] = products * (2.4 if simd.has_vector_popcount() else 15)
     if simd.has_byte_shuffle() and convolution.input_bits <= lookup.MOST_ACTIVATION_BITS:
         plane, tables = (6, 200) if convolution.input_bits <= 2 else (9, 800)
         costs["lookup"] = convolution.weight_bits * plane + tables / uses
