@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from llvmlite import ir
 
 from bitseg.architecture import Convolution
 from bitseg.kernels import simd
@@ -328,6 +329,11 @@ def test_a_stream_that_a_kernel_would_misread_is_refused(generator):
     larger, weights, codes = random_layer(generator, (4, 4, 32, 8, 3, 1), 2, 8, 0)
     with pytest.raises(ValueError, match="3x3 convolution of the stream"):
         operations.classify(codes, operations.prepare(replace(larger, reads_stream=True), weights))
+
+
+def test_vectors_of_other_elements_are_other_types():
+    # Numba would take them for one and compile the wrong instructions for one of two kernels in a process.
+    assert simd.Vector("code", ir.IntType(8), 32) != simd.Vector("code", ir.IntType(16), 32)
 
 
 def test_the_exponential_is_within_two_units_in_the_last_place():

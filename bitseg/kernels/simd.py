@@ -19,7 +19,8 @@ class Vector(types.Type):
 
     def __init__(self, name, element, lanes):
         self.element, self.lanes = element, lanes
-        super().__init__(name=f"{name}x{lanes}")
+        # Numba takes types of one name for one type.
+        super().__init__(name=f"{name}x{lanes} of {element}")
 
     @property
     def llvm(self):
