@@ -243,7 +243,8 @@ def _self_test():
     from .presets import random_model
 
     began = time.perf_counter()
-    model = random_model(Architecture("resnet50", 5, (8, 12, 68, 16), (3, 5, 66, 6), ("a", "b", "c"), 2, 2, 8))
+    channels = 5, (8, 12, 68, 16), (3, 5, 66, 6)
+    model = random_model(Architecture("resnet50", *channels, ("a", "b", "c"), 2, 2, 8, stream_weight_bits=4))
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     try:
         scores, expected = (Network(model, kind()).scores(image) for kind in (Operations, ReferenceOperations))

@@ -443,8 +443,8 @@ def has_vector_popcount():
 
 
 def has_byte_dot_product():
-    """Whether a dot product of unsigned with signed bytes is one instruction on a 512-bit vector."""
-    return _has("avx512vnni")
+    """Whether dot products of unsigned with signed bytes are one instruction, on 512 or on 256 bits."""
+    return _has("avx512vnni") or _has("avxvnni")
 
 
 def has_byte_pair_product():
@@ -506,9 +506,9 @@ def sum_u8x32(typing_context, codes):
 def dot_lanes():
     """Output channels whose dot products are added up side by side.
 
-    Two registers of them with AVX-512, which has twice as many and adds products only after some cycles.
+    Two registers of them: a dot product takes some cycles, in which others are begun.
     """
-    return 32 if has_byte_dot_product() else 16
+    return 32 if _has("avx512vnni") else 16
 
 
 def _sums_vector():
@@ -607,7 +607,8 @@ def add_dot_products(typing_context, dots, codes, position, weights):
             products = _by_halves(builder, "avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 16), codes, weights)
         elif has_byte_dot_product():
             words = builder.bitcast(weights, codes.type)
-            return _by_halves(builder, "avx512.vpdpbusd.512", i32x16.llvm, dots, codes, words)
+            half = ir.VectorType(_INT32, dot_lanes() // 2)
+            return _by_halves(builder, f"avx512.vpdpbusd.{half.count * 32}", half, dots, codes, words)
         else:
             products = _multiply_pairs(builder, builder.bitcast(codes, weights_type.llvm), weights)
         return builder.add(dots, products)

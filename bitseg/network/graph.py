@@ -72,10 +72,10 @@ class Network:
     def compute_scores(self, image):
         """`scores` without checks and plan: the operations one by one."""
         operations = self.operations
-        features = self._encode(image)
+        stages = self._encode(image)
         scores = None
-        for stride, features_of_stage in reversed(list(zip(STRIDES, features, strict=True))):
-            branch = self._branch(stride, features_of_stage)
+        for stride, features in reversed(list(zip(STRIDES, stages, strict=True))):
+            branch = self._branch(stride, features)
             if scores is None:
                 scores = branch
             else:

@@ -40,9 +40,7 @@ def kernel_costs(convolution):
     """
     products = convolution.weight_bits * convolution.input_bits
     uses = convolution.out_channels * convolution.kernel**2 / convolution.stride**2
-    costs = {
-        "dot": (14 if simd.has_byte_dot_product() else 24) + 400 / uses,
-    }
+    costs = {"dot": (14 if simd.has_byte_dot_product() else 24) + 400 / uses}
     if convolution.reads_stream:
         return costs
     costs["popcount"] = products * (2.4 if simd.has_vector_popcount() else 15)
