@@ -97,13 +97,14 @@ def _block(graph, model, block, x, activation_unit, stream_unit):
     y = _convolve(graph, model, block.convolutions[-1], y, unit, output_unit)
     shortcut = x
     if block.projection:
-        shortcut = _convolve(graph, model, block.projection, x, activation_unit, output_unit)
+        unit = stream_unit if model.architecture.carries_stream else activation_unit
+        shortcut = _convolve(graph, model, block.projection, x, unit, output_unit)
     y = graph.node("Relu", graph.node("Add", y, shortcut))
     return y, output_unit, output_unit / float(scales.activation_multiplier)
 
 
 def _encode(graph, model, x):
-    """Features of the four stages and the units of their activations' codes."""
+    """Features of the four stages and the units of the codes that the decoder reads."""
     unit = 1.0
     x = graph.node("Relu", _convolve(graph, model, STEM, x, 1.0, unit, model.preprocessing.mean))
     x = graph.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1])
@@ -112,16 +113,16 @@ def _encode(graph, model, x):
     for stage in model.architecture.stages():
         for block in stage:
             x, unit, activation_unit = _block(graph, model, block, x, activation_unit, unit)
-        features.append((x, activation_unit))
+        features.append((x, unit if model.architecture.carries_stream else activation_unit))
     return features
 
 
 def _decode(graph, model, features):
     """Class scores at a quarter of the image's size."""
     scores = None
-    for stride, (x, activation_unit) in reversed(list(zip(STRIDES, features))):
+    for stride, (x, unit) in reversed(list(zip(STRIDES, features))):
         name = f"branch{stride}"
-        x = graph.node("Relu", _convolve(graph, model, f"{name}.reduce", x, activation_unit, 1.0))
+        x = graph.node("Relu", _convolve(graph, model, f"{name}.reduce", x, unit, 1.0))
         unit = 1 / float(model.streams[f"{name}.reduce_output"].activation_multiplier)
         x, unit, _ = _block(graph, model, model.architecture.branch_block(stride), x, unit, 1.0)
         branch = _convolve(graph, model, f"{name}.classifier", x, unit, 1.0)
