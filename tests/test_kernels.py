@@ -10,7 +10,7 @@ from bitseg.architecture import Convolution
 from bitseg.kernels import simd
 from bitseg.model_file import LayerWeights, StreamScales
 from bitseg.network import reference
-from bitseg.network.layout import pack_bit_planes, unpack_bit_planes
+from bitseg.network.layout import pack_bit_planes, select_kernel, unpack_bit_planes
 from bitseg.network.operations import Operations
 from bitseg.network.reference import ReferenceOperations
 
@@ -260,11 +260,10 @@ def as_stream(codes):
     return np.pad(codes, ((0, 0), (0, 0), (0, -codes.shape[2] % 32)))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("bits", [(1, 8), (2, 8), (4, 8), (6, 8), (7, 8), (8, 8), (2, 2), (8, 4)], ids=str)
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[4] == 1], ids=str)
-def test_convolutions_of_the_stream_equal_numpy(shape, bits, threads, kernel):
+def test_convolutions_of_the_stream_equal_numpy(shape, bits, threads):
     generator = np.random.default_rng([*bits, *shape])
     convolution, weights, codes = random_layer(generator, shape, *bits, 0)
     convolution = replace(convolution, reads_stream=True)
@@ -273,7 +272,7 @@ def test_convolutions_of_the_stream_equal_numpy(shape, bits, threads, kernel):
     scales = StreamScales(np.float32(0), np.float32(0.02))
     results = []
     for operations, pack, stream in (
-        (Operations(threads, kernel), pack_bit_planes, as_stream(codes)),
+        (Operations(threads), pack_bit_planes, as_stream(codes)),
         (ReferenceOperations(), lambda codes, bits: codes, codes),
     ):
         layer, other = operations.prepare(convolution, weights), operations.prepare(last, last_weights)
@@ -289,6 +288,13 @@ def test_convolutions_of_the_stream_equal_numpy(shape, bits, threads, kernel):
         if hasattr(found, "words"):
             found = unpack_bit_planes(found, shape[3])
         assert np.array_equal(found[:, :, : shape[3]], expected)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_forced_kernel_leaves_the_stream_to_dot_products(name):
+    convolution = Convolution(64, 64, 1, 1, 2, 2, 0)
+    assert select_kernel(convolution, name) == name
+    assert select_kernel(replace(convolution, reads_stream=True), name) == "dot"
 
 
 @pytest.mark.parametrize("code", [0, 1])
