@@ -224,7 +224,9 @@ def test_unfolding_is_the_inverse_of_folding(options):
 
 
 @pytest.mark.parametrize(
-    "options", [*({"bits": bits} for bits in BITS), {"reconstruction": "double_convolution"}], ids=str
+    "options",
+    [*({"bits": bits} for bits in BITS), {"reconstruction": "double_convolution"}, {"stream_weight_bits": 4}],
+    ids=str,
 )
 def test_a_start_from_a_model_file_computes_what_the_file_says_and_learns_on(options, tmp_path):
     model = folded(random_network(**options))

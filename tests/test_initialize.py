@@ -178,7 +178,13 @@ class TestStart:
 
     @pytest.mark.parametrize(
         "changes",
-        [{"classes": ("a", "b")}, {"reconstruction": "convolution"}, {"stream_bits": 0}, {"quantizer": "dorefa"}],
+        [
+            {"classes": ("a", "b")},
+            {"reconstruction": "convolution"},
+            {"stream_bits": 0},
+            {"stream_weight_bits": 4},
+            {"quantizer": "dorefa"},
+        ],
         ids=str,
     )
     def test_what_is_not_taken_whole_is_left_for_the_first_stage_to_calibrate(self, trained, changes):

@@ -34,6 +34,24 @@ class TestNetwork:
         bits = {module.bits for module in network.modules() if hasattr(module, "bits")}
         assert bits == {32}
 
+    @pytest.mark.parametrize("stream_weight_bits", [0, 4])
+    def test_what_projections_and_reductions_read_and_have(self, stream_weight_bits):
+        network = random_network(tiny_architecture("resnet50", stream_weight_bits=stream_weight_bits))
+        network.set_bits(1, 2)
+        found = {}
+        for name in ("encoder.stage2.0.downsample", "branch8.reduce", "encoder.stage2.0.conv1"):
+            layer = network.get_submodule(name)
+            layer.register_forward_pre_hook(
+                lambda _, inputs, name=name: found.update({name: inputs[0].unique().numel()})
+            )
+            found[f"{name} bits"] = layer.weight_quantizer.bits
+        network(random_input())
+        carried = stream_weight_bits > 0
+        for name in ("encoder.stage2.0.downsample", "branch8.reduce"):
+            assert found[f"{name} bits"] == (stream_weight_bits if carried else 1)
+            assert (found[name] > 4) == carried
+        assert found["encoder.stage2.0.conv1 bits"] == 1 and found["encoder.stage2.0.conv1"] <= 4
+
     def test_equal_channels_still_project_where_the_stride_is_2(self):
         network = random_network(tiny_architecture("resnet50", stage_channels=(16, 16, 16, 16)))
         assert network(random_input())[4].shape == (2, 3, 16, 16)

@@ -16,6 +16,7 @@ import pytest
 from bitseg.cost import network_cost
 from bitseg.images import read_image, resize
 from bitseg.kernels import simd
+from bitseg.model_file import find_model, read_model
 from bitseg.network.graph import Network
 from bitseg.network.layout import pack_bit_planes
 from bitseg.network.operations import Operations
@@ -61,7 +62,17 @@ def test_layer(benchmark, name, bits, kernel):
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_network(benchmark, monkeypatch, examples, preset, bits, threads):
     monkeypatch.undo()  # the threads' real rule, not that of the tests
-    network = Network(preset_model(preset, bits), Operations(threads))
+    _time_network(benchmark, examples, preset_model(preset, bits), threads)
+
+
+@pytest.mark.parametrize("name", ["camvid-w1a2", "voc7-w2a2", "voc7-w8a8"])
+def test_installed_model(benchmark, monkeypatch, examples, name):
+    monkeypatch.undo()
+    _time_network(benchmark, examples, read_model(find_model(name)), 1)
+
+
+def _time_network(benchmark, examples, model, threads):
+    network = Network(model, Operations(threads))
     width, height = SIZE
     image = resize(read_image(examples / "astronaut.jpg"), (height, width))
     labels = benchmark(network.label_map, image, (height, width), (height, width))
