@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "docs" / "measured" / "avx512-vnni"
 RESULTS = ROOT / "tools" / "train" / "results"
 CHART = ROOT / "docs" / "pictures" / "speed-accuracy.png"
-FAMILIES = {"voc7": ("w8a8", "w4a4", "w2a2"), "camvid": ("w8a8", "w4a4", "w2a2", "w1a2")}
+FAMILIES = {"voc7": ("w8a8", "w4a4", "w2a2", "w1a2"), "camvid": ("w8a8", "w4a4", "w2a2", "w1a2")}
 """Models of each data set, by what follows the data set in their names; the first has 8 bits."""
 
 MARKERS = {"bitseg": ("o", "#0072b2"), "onnxruntime": ("s", "#d55e00"), "openvino": ("^", "#009e73")}
@@ -49,22 +49,21 @@ def draw(axes, shown, family, size, threads):
     for engine, label, milliseconds, miou in shown:
         marker, color = MARKERS[engine]
         axes.plot(milliseconds, miou, marker, color=color, markersize=9)
-        # bitseg below its point; of two engines with the same accuracy the faster one on the left.
         others = [time for name, _, time, same in shown if same == miou and name not in ("bitseg", engine)]
-        x, y, side = (0, -18, "center") if engine == "bitseg" else (9, -4, "left")
-        if engine != "bitseg" and others:
-            if milliseconds < min(others):
-                x, side = -9, "right"
-            elif label.endswith("int8"):
-                # The fp32 engines' labels are to the right.
-                x, y, side = 0, -18, "center"
+        faster = all(milliseconds < other for other in others)
+        if engine == "bitseg":
+            x, y, side = -9, -4, "right"
+        elif label.endswith("int8"):
+            x, y, side = 0, -18 if faster else -32, "center"
+        else:
+            x, y, side = (0, 9, "center") if faster else (9, -4, "left")
         axes.annotate(label, (milliseconds, miou), (x, y), textcoords="offset points", color=color, ha=side)
     axes.set_xscale("log")
     slowest = max(milliseconds for _, _, milliseconds, _ in shown)
     fastest = min(milliseconds for _, _, milliseconds, _ in shown)
-    axes.set_xlim(fastest / 1.3, slowest * 2)
+    axes.set_xlim(fastest / 2, slowest * 2)
     axes.margins(y=0.12)
-    axes.set_xticks(ticks := [tick for tick in (10, 20, 30, 50, 100, 200, 300) if fastest / 1.3 < tick < slowest * 2])
+    axes.set_xticks(ticks := [tick for tick in (10, 20, 30, 50, 100, 200, 300) if fastest / 2 < tick < slowest * 2])
     axes.set_xticklabels(map(str, ticks))
     axes.minorticks_off()
     axes.set_xlabel(f"milliseconds a photo, {size}, {threads} thread{'s' * (threads > 1)} (log scale)")
