@@ -70,7 +70,7 @@ def _copy_codes(stream, row, column, codes, position):
     _, width, channels = stream.shape
     first = (row * width + column) * channels
     for c in range(0, channels, 32):
-        simd.store_u8x32_as(codes, position + c, simd.load_u8x32(stream, first + c))
+        simd.store(codes, position + c, simd.to_elements_of(codes, simd.load_u8x32(stream, first + c)))
 
 
 @part

@@ -476,18 +476,14 @@ def store_codes(typing_context, codes, position, planes, word):
 
 
 @intrinsic
-def store_u8x32_as(typing_context, array, position, codes):
-    """Write 32 codes (u8x32) to consecutive elements of an array of uint8 or int16."""
-    vector = Vector("code", ir.IntType(array.dtype.bitwidth), 32)
+def to_elements_of(typing_context, array, codes):
+    """32 codes (u8x32) as a vector of the elements of an array of uint8 or int16."""
+    vector = u8x32 if array.dtype.bitwidth == 8 else s16x32
 
     def code(context, builder, signature, values):
-        array, position, codes = values
-        if vector.element.width > 8:
-            codes = builder.zext(codes, vector.llvm)
-        builder.store(codes, _pointer(context, builder, signature.args[0], array, position, vector)).align = 1
-        return context.get_dummy_value()
+        return values[1] if vector is u8x32 else builder.zext(values[1], vector.llvm)
 
-    return types.void(array, types.intp, codes), code
+    return vector(array, codes), code
 
 
 @intrinsic

@@ -71,23 +71,22 @@ class Operations:
         self._idle_plans = {}
         self._planning = threading.local()
 
-    def run(self, function, image, *arguments):
-        """``function(image, *arguments)``, planned once for an image's shape and the arguments.
+    def run(self, function, image):
+        """``function(image)``, planned once for an image's shape.
 
-        Plans of the last `KEPT_SHAPES` shapes and arguments are kept, as many of each as were in use at the same time.
+        Plans of the last `KEPT_SHAPES` shapes are kept, as many of each as were in use at the same time.
 
         Parameters
         ----------
         function : callable
             Calls operations of this object and returns the result of the last one.
         image : ndarray of uint8
-        arguments : hashable
 
         Returns
         -------
         ndarray
         """
-        key = function, image.shape, arguments
+        key = function, image.shape
         # Not under a lock, which a fork could find taken: dicts and lists lose and gain one element at once.
         idle = self._idle_plans.pop(key, [])
         self._idle_plans[key] = idle
@@ -96,17 +95,17 @@ class Operations:
         try:
             plan = idle.pop()
         except IndexError:
-            plan = self.plan(function, image.shape, *arguments)
+            plan = self.plan(function, image.shape)
         result = self.execute(plan, image)
         idle.append(plan)
         return result
 
-    def plan(self, function, shape, *arguments):
-        """The `plan.Plan` of ``function(image, *arguments)`` for images of a shape; nothing is computed."""
+    def plan(self, function, shape):
+        """The `plan.Plan` of ``function(image)`` for images of a shape; nothing is computed."""
         image = np.zeros(shape, np.uint8)
         self._planning.steps = steps = []
         try:
-            function(image, *arguments)
+            function(image)
         finally:
             del self._planning.steps
         return Plan(with_shared_memory(steps), self.threads, image)
@@ -239,16 +238,15 @@ class Operations:
         convolution = layer.convolution
         if convolution.reads_stream:
             return _size_of_stream_reader(features, convolution)
-        activation = features
-        given_bits, (rows, columns, words) = len(activation.words), activation.words[0].shape
+        given_bits, (rows, columns, words) = len(features.words), features.words[0].shape
         if (given_bits, words) != (convolution.input_bits, -(-convolution.in_channels // WORD)):
             raise ValueError(
                 f"the convolution reads {convolution.input_bits} bits of {convolution.in_channels} channels, "
                 f"but was given {given_bits} bits of {words} words: pack with bits={convolution.input_bits}"
             )
-        if activation.margin < convolution.padding:
-            raise ValueError(f"planes with margin {activation.margin}: pack with margin={convolution.padding}")
-        border = 2 * (activation.margin - convolution.padding) + convolution.kernel
+        if features.margin < convolution.padding:
+            raise ValueError(f"planes with margin {features.margin}: pack with margin={convolution.padding}")
+        border = 2 * (features.margin - convolution.padding) + convolution.kernel
         return (rows - border) // convolution.stride + 1, (columns - border) // convolution.stride + 1
 
     def _step(self, nanoseconds, height, kernel, inputs, outputs):
