@@ -19,7 +19,7 @@ from tools.train import trainer as trainer_module
 from tools.train.__main__ import main
 from tools.train.checkpoint import load_network, read_checkpoint, save_checkpoint
 from tools.train.config import config_from_dict, read_config
-from tools.train.data import Augmentation, Batches
+from tools.train.data import Augmentation, Batches, normalise
 from tools.train.errors import DivergenceError, TrainingError
 from tools.train.prediction import predict_label_map
 from tools.train.trainer import Trainer, presence_loss
@@ -82,6 +82,43 @@ class TestRun:
                 self.trainer(config_path, tiny_data, tmp_path).run()
         self.trainer(config_path, tiny_data, tmp_path).run()
         assert_ended_alike(finished, tmp_path, trained=8)
+
+    def test_statistics_come_from_photos_as_they_are(self, tiny_data, tmp_path):
+        stage = tiny_training.stage("w2a2", (2, 2), norm_batches=3)
+        config = read_config(tiny_training.write_config(tmp_path / "tiny.toml", stage))
+        self.trainer(config, tiny_data, tmp_path / "run").run()
+        network = load_network(tmp_path / "run" / "w2a2.pt")[0]
+        preprocessing = config.preprocessing
+        found = {name: value.clone() for name, value in network.named_buffers() if "running" in name}
+        plain = Augmentation(32, (1, 1), 0)
+        batches = Batches(open_dataset("voc7", tiny_data, "train"), plain, preprocessing.mean, 4, seed=3)
+        network.estimate_norms(normalise(batches[number][0], preprocessing) for number in range(3))
+        for name, value in network.named_buffers():
+            if name in found:
+                torch.testing.assert_close(found[name], value)
+
+    def test_frozen_statistics_stay_through_a_stage_and_a_stop(self, tiny_data, tmp_path, monkeypatch):
+        stages = tiny_training.stage("float"), tiny_training.stage("w2a2", (2, 2), norm_batches=2, frozen_norms=True)
+        config = read_config(tiny_training.write_config(tmp_path / "tiny.toml", *stages))
+        statistics = []
+        train_batch = Trainer._train_batch
+
+        def note(trainer, *arguments):
+            loss = train_batch(trainer, *arguments)
+            statistics.append(trainer.network.encoder.stage4[0].conv1.norm.running_mean.clone())
+            return loss
+
+        monkeypatch.setattr(Trainer, "_train_batch", note)
+        self.trainer(config, tiny_data, tmp_path / "whole").run()
+        assert not torch.equal(statistics[2], statistics[3])
+        assert not torch.equal(statistics[3], statistics[4])
+        assert all(torch.equal(value, statistics[4]) for value in statistics[5:]) and len(statistics) == 8
+        with monkeypatch.context() as context:
+            stop_after(context, 6)
+            with pytest.raises(Stopped):
+                self.trainer(config, tiny_data, tmp_path / "stopped").run()
+        self.trainer(config, tiny_data, tmp_path / "stopped").run()
+        assert_ended_alike(tmp_path / "whole", tmp_path / "stopped", trained=8)
 
     def test_a_finished_run_can_be_extended(self, tiny_data, config_path, finished, tmp_path):
         shutil.copytree(finished, tmp_path / "run")

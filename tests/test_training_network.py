@@ -65,6 +65,36 @@ class TestNetwork:
         bounds = [stream.output.stream_quantizer.log_bound for stream in network.encoder.stage3]
         assert all(bound.item() != 0 for bound in bounds)
 
+    def test_statistics_are_means_over_all_batches_and_nothing_else_changes(self):
+        network = random_network(tiny_architecture()).eval()
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        network.norms_frozen = True
+        batches = [random_input(seed) * (1 + seed) for seed in range(3)]
+        inputs = []
+        hook = network.encoder.stem.norm.register_forward_pre_hook(lambda _, arguments: inputs.append(*arguments))
+        network.estimate_norms(iter(batches))
+        hook.remove()
+        norm = network.encoder.stem.norm
+        variances, means = zip(*(torch.var_mean(values, (0, 2, 3)) for values in inputs))
+        torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
+        torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0))
+        assert norm.momentum == 0.1 and network.norms_frozen and not network.training
+        after = network.state_dict()
+        changed = {name for name in after if not torch.equal(after[name], before[name])}
+        assert changed == {name for name in after if "running" in name or "num_batches" in name}
+
+    def test_frozen_norms_train_as_the_network_will_be_used(self):
+        network = random_network(tiny_architecture())
+        network.estimate_norms([random_input()])
+        before = {name: value.clone() for name, value in network.named_buffers()}
+        expected = network.eval()(random_input(1))[4]
+        assert not torch.equal(network.train()(random_input(1))[4], expected)
+        network.load_state_dict(before, strict=False)
+        network.norms_frozen = True
+        assert torch.equal(network.train()(random_input(1))[4], expected)
+        assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+        assert network.encoder.stem.training and not network.encoder.stem.norm.training
+
     def test_the_gate_opens_at_boundaries_only(self):
         scores = torch.zeros(1, 2, 24, 24)
         scores[:, 0, :, :12], scores[:, 1, :, 12:] = 20, 20

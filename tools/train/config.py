@@ -59,6 +59,12 @@ class Stage:
         The stage ends early when the mean loss of the last 50 iterations has not fallen for so many; 0: it never does.
     evaluate : bool
         Score the network on the val split at the end of the stage.
+    norm_batches : int
+        Unaugmented batches (a crop at the photo's own size) from which BatchNorm's statistics are estimated anew, at
+        the end of the stage or, if they are frozen, at its beginning; 0: they stay what they are.
+    frozen_norms : bool
+        BatchNorm normalises by these statistics while it trains, as the converted network will, and not by those of
+        each batch.
     """
 
     name: str
@@ -73,6 +79,8 @@ class Stage:
     task: str = "segmentation"
     patience: int = 0
     evaluate: bool = True
+    norm_batches: int = 0
+    frozen_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -364,6 +372,7 @@ def _stage_demands(stage):
         (all(rate > 0 for rate in rates), "learning rates must be positive"),
         (stage.distillation >= 0, "distillation must not be negative"),
         (stage.patience >= 0, "patience must not be negative"),
+        (stage.norm_batches >= 0, "norm_batches must not be negative"),
         (stage.task in ("segmentation", "classification"), "task must be 'segmentation' or 'classification'"),
         (stage.task == "segmentation" or stage.scales == (32,), "classification needs scales = [32]"),
         (distinct and len(distinct) == len(stage.scales), f"scales must be some of {', '.join(map(str, STRIDES))}"),

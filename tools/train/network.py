@@ -5,6 +5,7 @@ Shapes and names come from `bitseg.architecture`; a module is named as its layer
 integers.
 """
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -191,11 +192,17 @@ class BitFCN(nn.Module):
         Its weight and activation bits do not matter.
     quantizer : str
         A key of `quantizers.QUANTIZERS`.
+
+    Attributes
+    ----------
+    norms_frozen : bool
+        Whether BatchNorm keeps its statistics, and normalises by them, in training too.
     """
 
     def __init__(self, architecture, quantizer="learned"):
         super().__init__()
         self.architecture = architecture
+        self.norms_frozen = False
         self.encoder = Encoder(architecture, QUANTIZERS[quantizer])
         for stride in STRIDES:
             self.add_module(f"branch{stride}", Branch(architecture, stride, QUANTIZERS[quantizer]))
@@ -258,6 +265,34 @@ class BitFCN(nn.Module):
             bits = convolution.weight_bits if weight_bits != FLOAT_BITS else FLOAT_BITS
             self.get_submodule(name).weight_quantizer.bits = bits
 
+    def train(self, mode=True):
+        """Switch between training and evaluation, as for every `torch.nn.Module`; frozen BatchNorm stays as it is."""
+        super().train(mode)
+        if self.norms_frozen:
+            for norm in self._norms():
+                norm.eval()
+        return self
+
+    @torch.no_grad()
+    def estimate_norms(self, batches):
+        """Set BatchNorm's statistics to their means over some batches; weights and scales do not change.
+
+        Running averages come from augmented photos, and from weights that were still changing. A low-bit network
+        suffers from the difference.
+
+        Parameters
+        ----------
+        batches : iterable of float tensor, shape (batch, 3, height, width)
+            From `data.normalise`.
+
+        Source: Nagel et al. 2022, arXiv 2203.11086, section 4.
+        """
+        with self._normalised_by_batch(momentum=None) as norms:  # None: the mean of all batches
+            for norm in norms:
+                norm.reset_running_stats()
+            for images in batches:
+                self(images)
+
     @torch.no_grad()
     def calibrate(self, images):
         """Set every quantiser's scale from the weights and one batch of images; BatchNorm keeps its statistics.
@@ -271,17 +306,27 @@ class BitFCN(nn.Module):
             if isinstance(module, BitConv) and module.weight_quantizer.bits != FLOAT_BITS:
                 module.weight_quantizer.calibrate(module.conv.weight)
         quantizers = [module for module in self.modules() if isinstance(module, ActivationQuantizer)]
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        was_training = self.training
         for quantizer in quantizers:
             quantizer.calibrating = True
-        for norm in norms:
-            norm.momentum = 0.0
-        self.train()
-        self(images)
-        self.train(was_training)
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
+        with self._normalised_by_batch(momentum=0.0):
+            self(images)
         for quantizer in quantizers:
             quantizer.calibrating = False
+
+    def _norms(self):
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    @contextmanager
+    def _normalised_by_batch(self, momentum):
+        """While it lasts BatchNorm normalises by each batch's statistics, and averages them with this momentum."""
+        norms, was_training, was_frozen = self._norms(), self.training, self.norms_frozen
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = momentum
+        self.norms_frozen = False
+        self.train()
+        yield norms
+        self.norms_frozen = was_frozen
+        self.train(was_training)
+        for norm, before in zip(norms, momenta):
+            norm.momentum = before

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -71,9 +72,11 @@ class Trainer:
         self.teacher_path, self.teacher = teacher, None
         train_set = open_dataset(config.dataset, data, "train")
         self.val_set = open_dataset(config.dataset, data, "val")
-        batches = train_set, config.augmentation, config.preprocessing.mean, config.batch_size, config.seed
-        self.batches = Batches(*batches, part=distributed.share(config.batch_size))
-        self.calibration_images = normalise(Batches(*batches)[0][0].to(self.device), config.preprocessing)
+        batches = config.preprocessing.mean, config.batch_size, config.seed
+        part = distributed.share(config.batch_size)
+        self.batches = Batches(train_set, config.augmentation, *batches, part)
+        self.plain_batches = Batches(train_set, replace(config.augmentation, scale=(1, 1), colour=0), *batches)
+        self.calibration_images = self._images(Batches(train_set, config.augmentation, *batches)[0][0])
         self.class_weights = class_weights(train_set).to(self.device) if config.class_weights == "log" else None
         torch.manual_seed(config.seed)
         network = BitFCN(config.architecture, config.quantizer)
@@ -118,6 +121,8 @@ class Trainer:
             self.network.set_bits(*bits)
             if bits != (FLOAT_BITS, FLOAT_BITS):
                 self.network.calibrate(self.calibration_images)
+        if stage.frozen_norms:
+            self._estimate_norms(stage)
         self.optimizer = self._make_optimizer(stage)
 
     def _make_optimizer(self, stage):
@@ -139,6 +144,20 @@ class Trainer:
             fused=True,
         )
 
+    def _images(self, photos):
+        """Network input from uint8 photos."""
+        return normalise(photos.to(self.device), self.config.preprocessing)
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def _estimate_norms(self, stage):
+        if stage.norm_batches == 0:
+            return
+        batches = batch_stream(self.plain_batches, range(stage.norm_batches), self.workers)
+        with self._autocast():
+            self.network.estimate_norms(self._images(photos) for photos, _ in batches)
+
     def _load_teacher(self):
         network, preprocessing = load_trained(self.teacher_path)
         require_same(self.teacher_path, vars(preprocessing), vars(self.config.preprocessing), ("mean", "scale"))
@@ -153,6 +172,7 @@ class Trainer:
         numbers = range(first, first + stage.iterations - self.iteration)
         begin = saved = shown = time.monotonic()
         begun_at = self.iteration
+        self.network.norms_frozen = stage.frozen_norms
         for images, labels in batch_stream(self.batches, numbers, self.workers):
             self._note_loss(self._train_batch(network, stage, images, labels))
             now = time.monotonic()
@@ -180,11 +200,8 @@ class Trainer:
         """One step of the optimiser; returns the loss."""
         self._set_rates(stage)
         network.train()
-        images, labels = normalise(images.to(self.device), self.config.preprocessing), labels.to(self.device)
-        with (
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
-            recorded_streams(self.network) as streams,
-        ):
+        images, labels = self._images(images), labels.to(self.device)
+        with self._autocast(), recorded_streams(self.network) as streams:
             predicted = network(images, stage.scales)
             taught = self.teacher(images, stage.scales) if stage.distillation else None
         if stage.task == "classification":
@@ -233,6 +250,8 @@ class Trainer:
         )
 
     def _finish(self, stage):
+        if not stage.frozen_norms:
+            self._estimate_norms(stage)
         if stage.evaluate and distributed.rank() == 0:
             network, preprocessing = self.network, self.config.preprocessing
             if stage.weight_bits != FLOAT_BITS and stage.activation_bits != FLOAT_BITS:
