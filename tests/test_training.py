@@ -15,12 +15,15 @@ from tiny_training import Stopped, random_input, random_network, stop_after, tor
 from bitseg.architecture import Preprocessing
 from bitseg.datasets import IGNORE, open_dataset
 from bitseg.errors import BitsegError
+from bitseg.segmenter import Segmenter
+from tools.convert import convert
 from tools.train import trainer as trainer_module
 from tools.train.__main__ import main
 from tools.train.checkpoint import load_network, read_checkpoint, save_checkpoint
 from tools.train.config import config_from_dict, read_config
 from tools.train.data import Augmentation, Batches, normalise
 from tools.train.errors import DivergenceError, TrainingError
+from tools.train.folding import folded
 from tools.train.prediction import predict_label_map
 from tools.train.trainer import Trainer, presence_loss
 
@@ -279,10 +282,14 @@ class TestRun:
         trainer._report(trainer.config.stages[0], 1 / 600)
         assert capsys.readouterr().err == "float 1/4  loss 1.500  0.0 images/s  1 h 10 min left\n"
 
-    def test_prediction_has_the_size_of_the_photo(self, finished):
+    @pytest.mark.parametrize("shape", [(41, 50), (70, 91), (300, 20)])
+    def test_prediction_is_that_of_the_converted_model(self, finished, shape):
         network, config, _ = load_network(finished / "w2a2.pt")
-        mask = predict_label_map(network, np.full((41, 50, 3), 90, np.uint8), config.preprocessing)
-        assert mask.shape == (41, 50) and mask.dtype == np.uint8 and mask.max() < 7
+        photo = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+        mask = predict_label_map(folded(network, config.preprocessing), photo, config.preprocessing)
+        expected = Segmenter(convert(finished / "w2a2.pt")).label_map(photo)
+        assert mask.shape == shape and mask.dtype == np.uint8
+        assert np.array_equal(mask, expected)
 
     def test_a_start_from_a_checkpoint_computes_the_same(self, tiny_data, config_path, finished, tmp_path):
         trainer = self.trainer(config_path, tiny_data, tmp_path / "run", start=finished / "w2a2.pt")

@@ -1,19 +1,20 @@
-"""What a PyTorch network sees in a photo, in floating point and at the photo's own size."""
+"""What a PyTorch network sees in a photo."""
 
 from itertools import chain
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from bitseg.images import resize, working_shape
 from bitseg.network.graph import SIZE_MULTIPLE
+from bitseg.network.reference import label_map
 
 from .data import normalise
 
 
 @torch.no_grad()
 def predict_label_map(network, image, preprocessing):
-    """Segment one photo at its own size.
+    """Segment one photo, a larger one at the working size, as `bitseg.segmenter.Segmenter.label_map` does.
 
     Parameters
     ----------
@@ -25,15 +26,16 @@ def predict_label_map(network, image, preprocessing):
     Returns
     -------
     ndarray of uint8, shape (height, width)
-        Class ids: the arg-max of the stride-4 scores, bilinearly upsampled.
+        Class ids.
     """
-    height, width = image.shape[:2]
+    shape = image.shape[:2]
+    inside = working_shape(*shape, preprocessing.working_size)
+    working = image if inside == shape else resize(image, inside)
     tensor = next(chain(network.parameters(), network.buffers()))
-    padded = torch.from_numpy(_pad(image, preprocessing.mean)).to(tensor.device)[None]
+    padded = torch.from_numpy(_pad(working, preprocessing.mean)).to(tensor.device)[None]
     network.eval()
     scores = network(normalise(padded, preprocessing).to(tensor.dtype), scales=(4,))[4]
-    scores = F.interpolate(scores, scale_factor=4, mode="bilinear", align_corners=False)
-    return scores[0, :, :height, :width].argmax(0).cpu().numpy().astype(np.uint8)
+    return label_map(scores[0].float().cpu().numpy(), shape, inside)
 
 
 def _pad(image, mean):
