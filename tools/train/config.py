@@ -59,6 +59,9 @@ class Stage:
         The stage ends early when the mean loss of the last 50 iterations has not fallen for so many; 0: it never does.
     evaluate : bool
         Score the network on the val split at the end of the stage.
+    blend : float
+        Part of the stage, from its beginning, during which feature maps and weights of fewer than 8 bits are rounded
+        more and more, see `quantizers.Quantizer`; 0: they are rounded at once.
     norm_batches : int
         Unaugmented batches (a crop at the photo's own size) from which BatchNorm's statistics are estimated anew, at
         the end of the stage or, if they are frozen, at its beginning; 0: they stay what they are.
@@ -79,6 +82,7 @@ class Stage:
     task: str = "segmentation"
     patience: int = 0
     evaluate: bool = True
+    blend: float = 0.0
     norm_batches: int = 0
     frozen_norms: bool = False
 
@@ -372,6 +376,7 @@ def _stage_demands(stage):
         (all(rate > 0 for rate in rates), "learning rates must be positive"),
         (stage.distillation >= 0, "distillation must not be negative"),
         (stage.patience >= 0, "patience must not be negative"),
+        (0 <= stage.blend <= 1, "blend must lie between 0 and 1"),
         (stage.norm_batches >= 0, "norm_batches must not be negative"),
         (stage.task in ("segmentation", "classification"), "task must be 'segmentation' or 'classification'"),
         (stage.task == "segmentation" or stage.scales == (32,), "classification needs scales = [32]"),

@@ -15,7 +15,7 @@ from torch import nn
 from bitseg.architecture import STRIDES
 from bitseg.network.graph import GATE_RADIUS
 
-from .quantizers import FLOAT_BITS, QUANTIZERS, ActivationQuantizer, WeightQuantizer
+from .quantizers import FLOAT_BITS, QUANTIZERS, ActivationQuantizer, Quantizer, WeightQuantizer
 
 
 class BitConv(nn.Module):
@@ -272,6 +272,18 @@ class BitFCN(nn.Module):
             for norm in self._norms():
                 norm.eval()
         return self
+
+    def round_partly(self, share):
+        """Set the `rounded_share` of all quantisers of fewer than 8 bits.
+
+        Parameters
+        ----------
+        share : float
+            0 to 1.
+        """
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module.rounded_share = share if module.bits < 8 else 1.0
 
     @torch.no_grad()
     def estimate_norms(self, batches):

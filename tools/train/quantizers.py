@@ -87,30 +87,55 @@ class _QuantizeWeight(torch.autograd.Function):
         return *_quantize_weight_gradient(grad, *ctx.saved_tensors), None
 
 
-class ActivationQuantizer(nn.Module):
-    """Clip a feature map to [0, s] and round it to 2**bits levels; ReLU while `bits` is 32.
+class Quantizer(nn.Module):
+    """What quantisers share: their bits, and how much of a value is rounded.
 
-    The clipping bound s is one number for the whole map, set by `calibrate` and learned from there.
+    Attributes
+    ----------
+    bits : int
+        1 to 8, or 32 for floating point.
+    rounded_share : float
+        Below 1 the output is so much of the rounded value and the rest of the value as it is: rounding that comes in
+        little by little, as in Mishchenko & Mattina 2019 (alpha-blending, arXiv 1903.03263).
     """
 
     def __init__(self, bits=FLOAT_BITS):
         super().__init__()
-        self.bits = bits
-        self.log_bound = nn.Parameter(torch.zeros(()))
-        self.calibrating = False
+        self.bits, self.rounded_share = bits, 1.0
 
     @property
     def levels(self):
         """Largest code: 2**bits - 1."""
         return 2**self.bits - 1
 
+    def forward(self, x):
+        if self.bits == FLOAT_BITS:
+            return self.unrounded(x)
+        rounded = self.rounded(x)
+        return rounded if self.rounded_share == 1 else torch.lerp(self.unrounded(x), rounded, self.rounded_share)
+
+
+class ActivationQuantizer(Quantizer):
+    """Clip a feature map to [0, s] and round it to 2**bits levels; ReLU while `bits` is 32.
+
+    The clipping bound s is one number for the whole map, set by `calibrate` and learned from there.
+    """
+
+    def __init__(self, bits=FLOAT_BITS):
+        super().__init__(bits)
+        self.log_bound = nn.Parameter(torch.zeros(()))
+        self.calibrating = False
+
     def step(self):
         """Real value of one code."""
         return math.exp(self.log_bound.item()) / self.levels
 
-    def forward(self, x):
-        if self.bits == FLOAT_BITS:
-            return torch.relu(x)
+    def unrounded(self, x):
+        """ReLU."""
+        return torch.relu(x)
+
+    def rounded(self, x):
+        """The nearest level of every value."""
         if self.calibrating:
             self.calibrate(x)
         return _QuantizeActivation.apply(x, self.log_bound, torch.tensor(float(self.levels)))
@@ -147,21 +172,15 @@ def best_activation_bound(x, levels):
     return min((largest * step / 40 for step in range(1, 41)), key=error)
 
 
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(Quantizer):
     """Round weights to 2**bits levels s * (2 q - (2**bits - 1)), q = 0 ... 2**bits - 1, s learned per filter.
 
     The levels are odd multiples of s: +-s at one bit, +-s and +-3 s at two, so the sign survives at any width.
     """
 
     def __init__(self, out_channels, bits=FLOAT_BITS):
-        super().__init__()
-        self.bits = bits
+        super().__init__(bits)
         self.log_scale = nn.Parameter(torch.zeros(out_channels))
-
-    @property
-    def levels(self):
-        """Largest code: 2**bits - 1."""
-        return 2**self.bits - 1
 
     def scale(self, weight):
         """Half a step of every filter of a weight tensor, shape (out_channels,)."""
@@ -181,12 +200,14 @@ class WeightQuantizer(nn.Module):
         scale = self.scale(weight).view(-1, *[1] * (weight.dim() - 1))
         return ((weight / scale + self.levels) / 2).round().clamp(0, self.levels).to(torch.int64)
 
-    def forward(self, weight):
-        if self.bits == FLOAT_BITS:
-            return weight
-        return _QuantizeWeight.apply(weight.flatten(1), self.log_scale, torch.tensor(float(self.levels))).view_as(
-            weight
-        )
+    def unrounded(self, weight):
+        """The weights themselves."""
+        return weight
+
+    def rounded(self, weight):
+        """The nearest level of every weight."""
+        levels = torch.tensor(float(self.levels))
+        return _QuantizeWeight.apply(weight.flatten(1), self.log_scale, levels).view_as(weight)
 
     @torch.no_grad()
     def calibrate(self, weight):
@@ -221,7 +242,7 @@ class DoReFaActivationQuantizer(ActivationQuantizer):
         """Nothing to set: the bound is 1."""
 
 
-class DoReFaWeightQuantizer(nn.Module):
+class DoReFaWeightQuantizer(Quantizer):
     """Weights as DoReFa rounds them, with straight-through gradients.
 
     More than one bit: ``2 / N * rint(N * (tanh(w) / (2 max |tanh(w)|) + 1 / 2)) - 1`` for ``N = 2**bits - 1``.
@@ -231,13 +252,8 @@ class DoReFaWeightQuantizer(nn.Module):
     """
 
     def __init__(self, out_channels, bits=FLOAT_BITS):
-        super().__init__()
-        self.out_channels, self.bits = out_channels, bits
-
-    @property
-    def levels(self):
-        """Largest code: 2**bits - 1."""
-        return 2**self.bits - 1
+        super().__init__(bits)
+        self.out_channels = out_channels
 
     def scale(self, weight):
         """Half a step, the same for every filter, shape (out_channels,)."""
@@ -248,9 +264,12 @@ class DoReFaWeightQuantizer(nn.Module):
         """Unsigned codes of a weight tensor: int64, same shape."""
         return self._unrounded_codes(weight).round().to(torch.int64)
 
-    def forward(self, weight):
-        if self.bits == FLOAT_BITS:
-            return weight
+    def unrounded(self, weight):
+        """The weights themselves."""
+        return weight
+
+    def rounded(self, weight):
+        """The level of every weight."""
         if self.bits == 1:
             rounded = weight.sign().where(weight != 0, torch.ones(())) * self.scale(weight)[0]
             return weight + (rounded - weight).detach()

@@ -199,6 +199,7 @@ class Trainer:
     def _train_batch(self, network, stage, images, labels):
         """One step of the optimiser; returns the loss."""
         self._set_rates(stage)
+        self.network.round_partly(self._rounded_share(stage))
         network.train()
         images, labels = self._images(images), labels.to(self.device)
         with self._autocast(), recorded_streams(self.network) as streams:
@@ -220,6 +221,10 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         return value
+
+    def _rounded_share(self, stage):
+        rising = stage.blend * stage.iterations
+        return self.iteration / rising if self.iteration < rising else 1.0
 
     def _set_rates(self, stage):
         progress = self.iteration / stage.iterations
@@ -250,6 +255,7 @@ class Trainer:
         )
 
     def _finish(self, stage):
+        self.network.round_partly(1.0)
         if not stage.frozen_norms:
             self._estimate_norms(stage)
         if stage.evaluate and distributed.rank() == 0:
