@@ -214,6 +214,32 @@ class TestDoReFaWeights:
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="without a C++ compiler nothing is compiled")
+@pytest.mark.parametrize("bits", [1, 2, 8])
+@pytest.mark.parametrize(
+    ("make", "unrounded"),
+    [
+        (ActivationQuantizer, torch.relu),
+        (DoReFaActivationQuantizer, torch.relu),
+        (lambda bits: WeightQuantizer(2, bits), torch.clone),
+        (lambda bits: DoReFaWeightQuantizer(2, bits), torch.clone),
+    ],
+)
+def test_a_share_of_rounding_mixes_both_values_and_their_gradients(make, unrounded, bits):
+    def value_and_gradient(function):
+        x = torch.tensor([[-1.5, -0.3, 0.1, 0.6], [0.4, 0.9, 1.2, 3.0]], requires_grad=True)
+        y = function(x)
+        y.sum().backward()
+        return y.detach(), x.grad
+
+    quantizer = make(bits)
+    rounded, through_rounding = value_and_gradient(quantizer)
+    plain, through_plain = value_and_gradient(unrounded)
+    quantizer.rounded_share = 0.25
+    mixed, gradient = value_and_gradient(quantizer)
+    torch.testing.assert_close(mixed, 0.25 * rounded + 0.75 * plain)
+    torch.testing.assert_close(gradient, 0.25 * through_rounding + 0.75 * through_plain)
+
+
 def test_compiled_quantizers_equal_uncompiled_ones_as_bits_change():
     x = random_input(1, 1, 32)
     weight = torch.randn(16, 27, generator=torch.Generator().manual_seed(2))

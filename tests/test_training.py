@@ -123,6 +123,27 @@ class TestRun:
         self.trainer(config, tiny_data, tmp_path / "stopped").run()
         assert_ended_alike(tmp_path / "whole", tmp_path / "stopped", trained=8)
 
+    def test_rounding_comes_in_little_by_little_and_is_whole_in_the_end(self, tiny_data, tmp_path, monkeypatch):
+        stage = tiny_training.stage("w2a2", (2, 2), iterations=6, blend=0.5)
+        config = read_config(tiny_training.write_config(tmp_path / "tiny.toml", stage))
+        trainer = self.trainer(config, tiny_data, tmp_path / "run")
+        conv, stem = trainer.network.encoder.stage1[0].conv1, trainer.network.encoder.stem
+        shares = []
+        train_batch = Trainer._train_batch
+
+        def note(trainer, *arguments):
+            loss = train_batch(trainer, *arguments)
+            shares.append((conv.weight_quantizer.rounded_share, stem.weight_quantizer.rounded_share))
+            return loss
+
+        monkeypatch.setattr(Trainer, "_train_batch", note)
+        trainer.run()
+        np.testing.assert_allclose(shares, [(share, 1) for share in (0, 1 / 3, 2 / 3, 1, 1, 1)])
+        whole = replace(config, stages=(replace(config.stages[0], iterations=2, blend=1.0),))
+        trainer = self.trainer(whole, tiny_data, tmp_path / "whole")
+        trainer.run()
+        assert trainer.network.encoder.stage1[0].conv1.weight_quantizer.rounded_share == 1
+
     def test_a_finished_run_can_be_extended(self, tiny_data, config_path, finished, tmp_path):
         shutil.copytree(finished, tmp_path / "run")
         longer = tiny_training.write_config(tmp_path / "c.toml", *SCHEDULE, tiny_training.stage("w1a2", (1, 2), 2))

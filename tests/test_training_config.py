@@ -56,6 +56,7 @@ class TestConfig:
             ("architecture", "reconstruction", "fpn", "reconstruction must be one of residual_block, convolution, "),
             ("stage", "distillation", -1.0, "stage 'float': distillation must not be negative"),
             ("stage", "patience", -1, "stage 'float': patience must not be negative"),
+            ("stage", "blend", 1.5, "stage 'float': blend must lie between 0 and 1"),
             ("stage", "norm_batches", -1, "stage 'float': norm_batches must not be negative"),
             ("stage", "task", "detection", "stage 'float': task must be 'segmentation' or 'classification'"),
             ("stage", "task", "classification", r"stage 'float': classification needs scales = \[32\]"),

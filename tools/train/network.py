@@ -297,7 +297,7 @@ class BitFCN(nn.Module):
         batches : iterable of float tensor, shape (batch, 3, height, width)
             From `data.normalise`.
 
-        Source: Nagel et al. 2022, arXiv 2203.11086, section 4.
+        Source: Nagel et al. 2022, "Overcoming oscillations in quantization-aware training", arXiv 2203.11086.
         """
         with self._normalised_by_batch(momentum=None) as norms:  # None: the mean of all batches
             for norm in norms:

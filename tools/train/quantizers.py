@@ -96,7 +96,7 @@ class Quantizer(nn.Module):
         1 to 8, or 32 for floating point.
     rounded_share : float
         Below 1 the output is so much of the rounded value and the rest of the value as it is: rounding that comes in
-        little by little, as in Mishchenko & Mattina 2019 (alpha-blending, arXiv 1903.03263).
+        little by little, as in Liu & Mattina 2019 (alpha-blending, arXiv 1903.01061).
     """
 
     def __init__(self, bits=FLOAT_BITS):
