@@ -59,10 +59,10 @@ def test_totals_are_the_sums_of_the_layers(about):
 
 
 def test_cost_is_that_at_the_working_size_or_at_the_size_that_is_given(about):
-    assert about["size"] == [512, 384]
-    wide = describe_model(DEFAULT_MODEL, (1024, 384))
-    assert wide["size"] == [1024, 384] and wide["multiplications"] == 2 * about["multiplications"]
-    assert wide["layers"][0]["output_size"] == [512, 192]
+    assert about["size"] == [384, 288]
+    wide = describe_model(DEFAULT_MODEL, (768, 288))
+    assert wide["size"] == [768, 288] and wide["multiplications"] == 2 * about["multiplications"]
+    assert wide["layers"][0]["output_size"] == [384, 144]
 
 
 def test_the_default_size_is_one_that_the_network_takes(tmp_path):

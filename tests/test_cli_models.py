@@ -89,14 +89,14 @@ def test_info_shows_each_class_with_its_colour_and_accuracy(text):
 
 
 def test_info_shows_each_layer(text):
-    _, *rows = lines_of(text, "Layers at 512x384:")
+    _, *rows = lines_of(text, "Layers at 384x288:")
     assert len(rows) == 69
-    assert rows[0] == ["encoder.stem", "7x7", "2", "3", "to", "64", "8-8", "256x192", "462.4"]
+    assert rows[0] == ["encoder.stem", "7x7", "2", "3", "to", "64", "8-8", "192x144", "260.1"]
 
 
 def test_info_shows_cost_and_origin(text):
     about = json.loads(bitseg("info", DEFAULT_MODEL, "--json").stdout)
-    cost = dict((" ".join(row[:2]), " ".join(row[2:])) for row in lines_of(text, "Cost at 512x384:"))
+    cost = dict((" ".join(row[:2]), " ".join(row[2:])) for row in lines_of(text, "Cost at 384x288:"))
     assert cost["bit operations"] == f"{about['bit_operations'] / 1e9:.2f} billion"
     assert cost["predicted speed-up"].startswith("4.5x")
     assert cost["FPGA estimate"].startswith(f"{about['fpga_share']:.2%}")

@@ -168,12 +168,13 @@ def test_json_says_where_each_class_is(tmp_path, chelsea):
     assert cat["bbox"] == [columns.min(), rows.min(), *size] and cat["rle"]["size"] == list(mask.shape)
 
 
-def test_scores_are_what_the_mask_is_made_of(tmp_path, chelsea):
+def test_scores_are_what_the_mask_is_made_of(tmp_path, predict):
     output = tmp_path / "scores.npz"
-    assert bitseg("predict", CHELSEA, "--as", "scores", "-o", output).returncode == 0
+    assert bitseg("predict", CHELSEA, "--size", "native", "--as", "scores", "-o", output).returncode == 0
     with np.load(output) as content:
         scores, names = content["scores"], content["class_names"]
-    mask = read(chelsea[1])
+    assert predict(CHELSEA, "--size", "native", "-o", tmp_path / "mask.png").exit_code == 0
+    mask = read(tmp_path / "mask.png")
     assert scores.shape == (7, -(-mask.shape[0] // 4), -(-mask.shape[1] // 4)) and scores.dtype == np.float32
     assert names[CAT] == "cat"
     assert (scores.argmax(axis=0) == mask[::4, ::4]).mean() > 0.95
