@@ -227,12 +227,7 @@ class Segmenter:
     def _segment(self, network, photo, long_side, with_scores=False):
         """Class ids of a photo, at its own size, and, if asked for, scores at a quarter of the working size."""
         shape = photo.shape[:2]
-        inside = working_shape(*shape, long_side)
-        working = photo if inside == shape else resize(photo, inside)
-        padded = np.empty((*(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in inside), 3), np.uint8)
-        padded[: inside[0], : inside[1]] = working
-        padded[: inside[0], inside[1] :] = self.model.preprocessing.mean
-        padded[inside[0] :] = self.model.preprocessing.mean
+        padded, inside = network_input(photo, long_side, self.model.preprocessing.mean)
         if not with_scores:
             return network.label_map(padded, shape, inside), None
         scores = network.scores(padded)
@@ -255,6 +250,31 @@ class Segmenter:
         if not _is_count(size):
             raise BitsegError(f"size must be a whole number of pixels or 'native', not {size!r}")
         return int(size)
+
+
+def network_input(photo, long_side, mean):
+    """A photo as a network reads it: at its working size, padded at the right and below to a multiple of 32.
+
+    Parameters
+    ----------
+    photo : ndarray of uint8, shape (height, width, 3), RGB
+    long_side : int or math.inf
+        Long side to which a larger photo is brought.
+    mean : tuple of 3 int
+        Colour of the padding.
+
+    Returns
+    -------
+    (ndarray of uint8, (int, int))
+        The padded picture; height and width of the photo in it.
+    """
+    shape = photo.shape[:2]
+    inside = height, width = working_shape(*shape, long_side)
+    padded = np.empty((*(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in inside), 3), np.uint8)
+    padded[:height, :width] = photo if inside == shape else resize(photo, inside)
+    padded[:height, width:] = mean
+    padded[height:] = mean
+    return padded, inside
 
 
 def in_order(function, items, jobs, on_error=None):

@@ -337,8 +337,10 @@ class BitFCN(nn.Module):
             norm.momentum = momentum
         self.norms_frozen = False
         self.train()
-        yield norms
-        self.norms_frozen = was_frozen
-        self.train(was_training)
-        for norm, before in zip(norms, momenta):
-            norm.momentum = before
+        try:
+            yield norms
+        finally:
+            self.norms_frozen = was_frozen
+            self.train(was_training)
+            for norm, before in zip(norms, momenta):
+                norm.momentum = before

@@ -2,12 +2,10 @@
 
 from itertools import chain
 
-import numpy as np
 import torch
 
-from bitseg.images import resize, working_shape
-from bitseg.network.graph import SIZE_MULTIPLE
 from bitseg.network.reference import label_map
+from bitseg.segmenter import network_input
 
 from .data import normalise
 
@@ -28,20 +26,9 @@ def predict_label_map(network, image, preprocessing):
     ndarray of uint8, shape (height, width)
         Class ids.
     """
-    shape = image.shape[:2]
-    inside = working_shape(*shape, preprocessing.working_size)
-    working = image if inside == shape else resize(image, inside)
+    padded, inside = network_input(image, preprocessing.working_size, preprocessing.mean)
     tensor = next(chain(network.parameters(), network.buffers()))
-    padded = torch.from_numpy(_pad(working, preprocessing.mean)).to(tensor.device)[None]
+    batch = torch.from_numpy(padded).to(tensor.device)[None]
     network.eval()
-    scores = network(normalise(padded, preprocessing).to(tensor.dtype), scales=(4,))[4]
-    return label_map(scores[0].float().cpu().numpy(), shape, inside)
-
-
-def _pad(image, mean):
-    """Pad an image at the right and below with the mean colour, to a size that the network takes."""
-    height, width = image.shape[:2]
-    padded = np.empty((-height % SIZE_MULTIPLE + height, -width % SIZE_MULTIPLE + width, 3), np.uint8)
-    padded[:] = mean
-    padded[:height, :width] = image
-    return padded
+    scores = network(normalise(batch, preprocessing).to(tensor.dtype), scales=(4,))[4]
+    return label_map(scores[0].float().cpu().numpy(), image.shape[:2], inside)

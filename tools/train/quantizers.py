@@ -108,6 +108,10 @@ class Quantizer(nn.Module):
         """Largest code: 2**bits - 1."""
         return 2**self.bits - 1
 
+    def unrounded(self, x):
+        """The value itself."""
+        return x
+
     def forward(self, x):
         if self.bits == FLOAT_BITS:
             return self.unrounded(x)
@@ -200,10 +204,6 @@ class WeightQuantizer(Quantizer):
         scale = self.scale(weight).view(-1, *[1] * (weight.dim() - 1))
         return ((weight / scale + self.levels) / 2).round().clamp(0, self.levels).to(torch.int64)
 
-    def unrounded(self, weight):
-        """The weights themselves."""
-        return weight
-
     def rounded(self, weight):
         """The nearest level of every weight."""
         levels = torch.tensor(float(self.levels))
@@ -263,10 +263,6 @@ class DoReFaWeightQuantizer(Quantizer):
     def codes(self, weight):
         """Unsigned codes of a weight tensor: int64, same shape."""
         return self._unrounded_codes(weight).round().to(torch.int64)
-
-    def unrounded(self, weight):
-        """The weights themselves."""
-        return weight
 
     def rounded(self, weight):
         """The level of every weight."""
