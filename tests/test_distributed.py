@@ -40,7 +40,7 @@ class TwoPartTrainer(Trainer):
             part = images[process::2]
             with recorded_streams(network) as streams:
                 scores = network(part, stage.scales)
-            loss = sum(self._loss(scores[stride], labels[process::2], stride) for stride in stage.scales)
+            loss = self._labels_loss(stage, scores, labels[process::2])
             if stage.distillation:
                 loss = loss + stage.distillation * distillation_loss(scores, streams, *self.teacher(part, stage.scales))
             (loss / 2).backward()

@@ -241,6 +241,25 @@ class TestRun:
         self.trainer(without, tiny_data, tmp_path / "without").run()
         assert losses[4] < losses_with
 
+    def test_a_stage_may_learn_from_its_teacher_alone(self, tiny_data, tmp_path, monkeypatch, finished):
+        stage = tiny_training.stage("w2a2", (2, 2), 2, distillation=1.0, labels=0, evaluate=False)
+        config = tiny_training.write_config(tmp_path / "d.toml", stage)
+        original = Trainer._train_batch
+        networks = []
+        for shift in (0, 1):
+
+            def train_batch(trainer, network, stage, images, labels, shift=shift):
+                return original(trainer, network, stage, images, (labels + shift) % 3)
+
+            monkeypatch.setattr(Trainer, "_train_batch", train_batch)
+            start = {"start": finished / "float.pt", "teacher": finished / "float.pt"}
+            trainer = self.trainer(config, tiny_data, tmp_path / f"run{shift}", **start)
+            before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+            trainer.run()
+            networks.append(trainer.network.state_dict())
+        assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items()), "other labels"
+        assert any(not torch.equal(value, before[name]) for name, value in networks[0].items())
+
     def test_a_teacher_that_does_not_fit_is_refused(self, tiny_data, tmp_path, finished):
         stage = tiny_training.stage("w2a2", (2, 2), distillation=1.0)
         config = read_config(tiny_training.write_config(tmp_path / "d.toml", stage))
@@ -286,7 +305,7 @@ class TestRun:
 
     def test_crops_without_a_counted_pixel_do_no_harm(self, tiny_data, config_path, tmp_path):
         trainer = self.trainer(config_path, tiny_data, tmp_path)
-        loss = trainer._loss(torch.ones(1, 7, 2, 2, requires_grad=True), torch.full((1, 32, 32), IGNORE), 16)
+        loss = trainer._scale_loss(torch.ones(1, 7, 2, 2, requires_grad=True), torch.full((1, 32, 32), IGNORE), 16)
         loss.backward()
         assert loss.item() == 0
 

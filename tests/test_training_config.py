@@ -55,6 +55,8 @@ class TestConfig:
             (None, "quantizer", "pact", "quantizer must be one of learned, dorefa"),
             ("architecture", "reconstruction", "fpn", "reconstruction must be one of residual_block, convolution, "),
             ("stage", "distillation", -1.0, "stage 'float': distillation must not be negative"),
+            ("stage", "labels", -0.5, "stage 'float': labels must not be negative"),
+            ("stage", "labels", 0, "stage 'float': labels and distillation must not both be 0"),
             ("stage", "patience", -1, "stage 'float': patience must not be negative"),
             ("stage", "blend", 1.5, "stage 'float': blend must lie between 0 and 1"),
             ("stage", "norm_batches", -1, "stage 'float': norm_batches must not be negative"),

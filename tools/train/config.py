@@ -49,9 +49,10 @@ class Stage:
         Strides that carry a loss: [32] to [32, 16, 8, 4].
     quantizer_rate : float
         Peak rate of the logarithms of the quantisers' scales: under Adam about the largest relative change in a step.
+    labels : float
+        Weight of the loss on the labels; 0: the network learns from its teacher alone.
     distillation : float
-        Weight of the distance to the teacher (see `distillation.distillation_loss`) beside the loss on the labels; 0:
-        there is no teacher.
+        Weight of the distance to the teacher, see `distillation.distillation_loss`; 0: there is no teacher.
     task : {"segmentation", "classification"}
         What the labels are used for: the class of every pixel, or only which classes are in the picture, to be told
         from the mean of the stride-32 scores.
@@ -78,6 +79,7 @@ class Stage:
     decoder_rate: float
     scales: tuple = (32, 16, 8, 4)
     quantizer_rate: float = 2e-3
+    labels: float = 1.0
     distillation: float = 0.0
     task: str = "segmentation"
     patience: int = 0
@@ -374,7 +376,9 @@ def _stage_demands(stage):
         ),
         (stage.iterations >= 1, "iterations must be at least 1"),
         (all(rate > 0 for rate in rates), "learning rates must be positive"),
+        (stage.labels >= 0, "labels must not be negative"),
         (stage.distillation >= 0, "distillation must not be negative"),
+        (stage.labels + stage.distillation > 0, "labels and distillation must not both be 0"),
         (stage.patience >= 0, "patience must not be negative"),
         (0 <= stage.blend <= 1, "blend must lie between 0 and 1"),
         (stage.norm_batches >= 0, "norm_batches must not be negative"),

@@ -47,17 +47,18 @@ class Teacher:
 
 @contextmanager
 def recorded_streams(network):
-    """Collect the residual streams at the ends of the encoder's stages while the network runs.
+    """Collect the residual streams at the ends of the encoder's blocks while the network runs.
 
     Yields
     ------
     list of tensor, shapes (batch, channels, height, width)
-        Fine to coarse; filled by each run.
+        From the image on; filled by each run.
     """
     streams = []
     hooks = [
-        stage[-1].output.register_forward_hook(lambda module, inputs, outputs: streams.append(outputs[0]))
+        block.output.register_forward_hook(lambda module, inputs, outputs: streams.append(outputs[0]))
         for stage in network.encoder.stages
+        for block in stage
     ]
     try:
         yield streams
@@ -74,7 +75,7 @@ def distillation_loss(scores, streams, teacher_scores, teacher_streams):
     scores, teacher_scores : dict of int to tensor, shape (batch, classes, height, width)
         By stride; compared by the Kullback-Leibler divergence of their softmax, mean over pixels, summed over scales.
     streams, teacher_streams : list of tensor
-        See `recorded_streams`; compared by the squared error relative to the teacher's mean square, summed over stages.
+        See `recorded_streams`; compared by the squared error relative to the teacher's mean square, summed over blocks.
 
     Returns
     -------

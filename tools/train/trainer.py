@@ -205,10 +205,9 @@ class Trainer:
         with self._autocast(), recorded_streams(self.network) as streams:
             predicted = network(images, stage.scales)
             taught = self.teacher(images, stage.scales) if stage.distillation else None
-        if stage.task == "classification":
-            loss = presence_loss(predicted[32], labels)
-        else:
-            loss = sum(self._loss(predicted[stride], labels, stride) for stride in stage.scales)
+        loss = 0
+        if stage.labels:
+            loss = loss + stage.labels * self._labels_loss(stage, predicted, labels)
         if taught is not None:
             loss = loss + stage.distillation * distillation_loss(predicted, streams, *taught)
         value = distributed.mean(loss)
@@ -232,7 +231,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
 
-    def _loss(self, predicted, labels, stride):
+    def _labels_loss(self, stage, predicted, labels):
+        if stage.task == "classification":
+            return presence_loss(predicted[32], labels)
+        return sum(self._scale_loss(predicted[stride], labels, stride) for stride in stage.scales)
+
+    def _scale_loss(self, predicted, labels, stride):
         # The finest scale is judged at full size, as it is used; coarser ones at the centre of each of their cells.
         if stride == 4:
             predicted = F.interpolate(predicted, scale_factor=4, mode="bilinear", align_corners=False)
