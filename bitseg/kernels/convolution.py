@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from . import dot, lookup, popcount, simd
 from .bitplanes import clear_border, first_half, pack_pixels
-from .feature_maps import columns, margin, sum_of_pixel
+from .feature_maps import add_sums, columns, margin
 from .jit import borrowed, keep, kernel, part
 from .sharing import next_row, take_row
 
@@ -88,21 +88,32 @@ def _convolve_pixels(planes, filters, space, y, x0, x1, sums):
 
 
 @part
-def find_centers(planes, filters, y, centers):
+def find_centers(planes, filters, y, totals, centers):
     """What makes the sums of output row `y` signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``."""
     left = margin(planes) - filters.padding
     top = y * filters.stride + left
-    sums = np.empty(columns(planes), np.int32)
-    for column in range(len(sums)):
-        sums[column] = sum_of_pixel(planes, top, column)
-    for row in range(top + 1, top + filters.kernel):
-        for column in range(len(sums)):
-            sums[column] += sum_of_pixel(planes, row, column)
+    totals[:] = 0
+    for row in range(top, top + filters.kernel):
+        add_sums(planes, row, totals)
+    centers[:] = 0
+    for column in range(left, left + filters.kernel):
+        _add_every(filters.stride, totals[column:], centers)
     for x in range(len(centers)):
-        total = np.int32(0)
-        for column in range(left + x * filters.stride, left + x * filters.stride + filters.kernel):
-            total += sums[column]
-        centers[x] = total * np.int32(filters.levels)
+        centers[x] *= np.int32(filters.levels)
+
+
+@part
+def _add_every(stride, totals, centers):
+    """Add every `stride`-th total to the centers; a stride that the compiler knows becomes vectors."""
+    if stride == 1:
+        for x in range(len(centers)):
+            centers[x] += totals[x]
+    elif stride == 2:
+        for x in range(len(centers)):
+            centers[x] += totals[2 * x]
+    else:
+        for x in range(len(centers)):
+            centers[x] += totals[stride * x]
 
 
 @part
@@ -118,7 +129,8 @@ def scratch(planes, filters, width, pixels):
     """Memory of one call: sums of the pixels that are convolved at a time, centers of a row, the kernel's own."""
     # Kernels compute some pixels together, at the end of a row more than there are.
     sums = np.full((pixels + MOST_PIXELS - 1, filters.multiplier.size), filters.levels)
-    return sums, np.empty(width, np.int32), workspace(planes, filters, pixels)
+    totals = np.empty(columns(planes), np.int32)
+    return sums, totals, np.empty(width, np.int32), workspace(planes, filters, pixels)
 
 
 @kernel
@@ -133,12 +145,12 @@ def convolve_to_planes(planes, filters, steps, largest, share, width, result):
     planes, filters, share, result = borrowed((planes, filters, share, result))
     channels, pixels = filters.multiplier.size, min(width, pixels_at_a_time(filters))
     memory = scratch(planes, filters, width, pixels)
-    sums, centers, space = borrowed(memory)
+    sums, totals, centers, space = borrowed(memory)
     codes = np.empty((pixels, channels), np.uint8)
     y = take_row(share)
     while y < share.height:
         begin_row(planes, filters, space, y)
-        find_centers(planes, filters, y, centers)
+        find_centers(planes, filters, y, totals, centers)
         clear_border(result, y)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
@@ -189,20 +201,20 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
     if projection is not None:
         pixels = min(pixels, pixels_at_a_time(projection[1]))
     memory = scratch(planes, filters, width, pixels)
-    sums, centers, space = borrowed(memory)
+    sums, totals, centers, space = borrowed(memory)
     if projection is not None:
         block_planes, block_filters = borrowed(projection)
         block_memory = scratch(block_planes, block_filters, width, pixels)
-        projected, block_centers, block_space = borrowed(block_memory)
+        projected, block_totals, block_centers, block_space = borrowed(block_memory)
     if result is not None:
         activations = borrowed(result)
     y = take_row(share)
     while y < share.height:
         begin_row(planes, filters, space, y)
-        find_centers(planes, filters, y, centers)
+        find_centers(planes, filters, y, totals, centers)
         if projection is not None:
             begin_row(block_planes, block_filters, block_space, y)
-            find_centers(block_planes, block_filters, y, block_centers)
+            find_centers(block_planes, block_filters, y, block_totals, block_centers)
         if result is not None:
             clear_border(activations, y)
         for x0 in range(0, width, pixels):
@@ -261,12 +273,12 @@ def convolve_to_scores(planes, filters, share, scores):
     classes, _, width = scores.shape
     channels, pixels = filters.multiplier.size, min(width, pixels_at_a_time(filters))
     memory = scratch(planes, filters, width, pixels)
-    sums, centers, space = borrowed(memory)
+    sums, totals, centers, space = borrowed(memory)
     values = np.empty((pixels, channels), np.float32)
     y = take_row(share)
     while y < share.height:
         begin_row(planes, filters, space, y)
-        find_centers(planes, filters, y, centers)
+        find_centers(planes, filters, y, totals, centers)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
             convolve_pixels(planes, filters, space, y, x0, x1, sums)

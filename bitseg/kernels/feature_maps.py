@@ -19,8 +19,8 @@ def columns(feature_map):
     """Pixels of a row, border included."""
 
 
-def sum_of_pixel(feature_map, row, column):
-    """Sum of a pixel's codes; rows and columns count from the corner of the border."""
+def add_sums(feature_map, row, totals):
+    """Add the sum of each pixel's codes in a row, border included, to `totals`, int32 of shape (columns,)."""
 
 
 def write_codes(feature_map, row, column, codes, position):
@@ -43,11 +43,10 @@ def _columns(feature_map):
     return lambda feature_map: feature_map.sums.shape[1]
 
 
-@overload(sum_of_pixel)
-def _sum_of_pixel(feature_map, row, column):
-    if _is_stream(feature_map):
-        return lambda feature_map, row, column: _sum_of_stream_pixel(feature_map, row, column)
-    return lambda feature_map, row, column: feature_map.sums[row, column]
+@overload(add_sums)
+def _add_sums(feature_map, row, totals):
+    add = _add_sums_of_stream if _is_stream(feature_map) else _add_sums_of_planes
+    return lambda feature_map, row, totals: add(feature_map, row, totals)
 
 
 @overload(write_codes)
@@ -57,12 +56,19 @@ def _write_codes(feature_map, row, column, codes, position):
 
 
 @part
-def _sum_of_stream_pixel(stream, row, column):
+def _add_sums_of_planes(planes, row, totals):
+    sums = planes.sums[row]
+    for column in range(len(totals)):
+        totals[column] += sums[column]
+
+
+@part
+def _add_sums_of_stream(stream, row, totals):
     _, width, channels = stream.shape
-    first, total = (row * width + column) * channels, 0
-    for c in range(0, channels, 32):
-        total += simd.sum_u8x32(simd.load_u8x32(stream, first + c))
-    return total
+    for column in range(width):
+        first = (row * width + column) * channels
+        for c in range(0, channels, 32):
+            totals[column] += simd.sum_u8x32(simd.load_u8x32(stream, first + c))
 
 
 @part

@@ -57,13 +57,14 @@ def stem_rows(image, filters, rounding, share, stream, result):
     codes = np.empty((3, 2 * width, channels), np.uint8)
     pixels = min(2 * width, pixels_at_a_time(filters))
     sums = np.empty((pixels + MOST_PIXELS - 1, channels), np.int32)
+    totals = np.empty(image.sums.shape[1], np.int32)
     centers = np.empty(2 * width, np.int32)
     upcoming = 0
     y = take_row(share)
     while y < share.height:
         end = min(2 * y + 3, 2 * height)
         for row in range(max(upcoming, 2 * y), end):
-            find_centers(image, filters, row, centers)
+            find_centers(image, filters, row, totals, centers)
             _convolve_row(image.values, filters, rounding.largest, row, pixels, centers, sums, codes)
         upcoming = end
         for x in range(width):
