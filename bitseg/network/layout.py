@@ -1,14 +1,19 @@
 """How feature maps and weights lie in memory for the kernels, and which kernel a convolution gets."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from ..kernels import bitplanes, dot, lookup, popcount, simd
 from ..kernels.convolution import LANES, Rounding
 from ..model_file import LayerWeights
-from .reference import round_to_code, scale
+from .reference import interpolation, round_to_code, scale
 
 WORD = 64
 """Channels in a word of a bit-plane."""
+
+KEPT_SAMPLES = 32
+"""Sample positions are some hundred kilobytes for a photo of a camera."""
 
 KERNELS = ("auto", "popcount", "lookup", "dot")
 
@@ -271,8 +276,16 @@ def _filter_fields(convolution, weights, sum_type=np.int32):
     return *_padded_factors(weights), convolution.kernel, levels, convolution.stride, convolution.padding
 
 
-def interpolation_in_blocks(first, second, weight, cells):
-    """`reference.interpolation` of columns as `kernels.decoder.label_rows` takes it, with bases."""
+@lru_cache(KEPT_SAMPLES)
+def row_samples(size, score_size, cells):
+    """`reference.interpolation` of rows, kept: photos of one size follow one another."""
+    return interpolation(size, score_size, cells)
+
+
+@lru_cache(KEPT_SAMPLES)
+def column_samples(size, score_size, cells):
+    """`reference.interpolation` of columns as `kernels.decoder.label_rows` takes it, with bases; kept, too."""
+    first, second, weight = interpolation(size, score_size, cells)
     padding = -len(first) % 8
     if cells >= 8:
         # The last pixel again, up to a whole block.

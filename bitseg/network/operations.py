@@ -19,14 +19,14 @@ from .layout import (
     bit_filters,
     bit_planes,
     check_kernel,
-    interpolation_in_blocks,
+    column_samples,
+    row_samples,
     stem_filters,
     stream_rounding,
     sum_steps,
     with_rising_results,
 )
 from .plan import Plan, Step, with_shared_memory
-from .reference import interpolation
 
 KEPT_SHAPES = 8
 """A plan is made in some milliseconds, and holds some megabytes for a photo of usual size."""
@@ -204,9 +204,8 @@ class Operations:
 
     def label_map(self, scores, shape, inside):
         labels = np.empty(shape, np.uint8)
-        rows = interpolation(shape[0], inside[0] / 4, scores.shape[1])
-        columns = interpolation(shape[1], inside[1] / 4, scores.shape[2])
-        columns = interpolation_in_blocks(*columns, scores.shape[2])
+        rows = row_samples(shape[0], inside[0] / 4, scores.shape[1])
+        columns = column_samples(shape[1], inside[1] / 4, scores.shape[2])
         self._step(labels.size * len(scores), shape[0], decoder.label_rows, (scores, rows, columns), (labels,))
         return labels
 
