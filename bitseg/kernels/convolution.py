@@ -105,15 +105,16 @@ def find_centers(planes, filters, y, totals, centers):
 @part
 def _add_every(stride, totals, centers):
     """Add every `stride`-th total to the centers; a stride that the compiler knows becomes vectors."""
+    # Numbers without a sign cannot count from an array's end, which would have to be looked at each time.
     if stride == 1:
-        for x in range(len(centers)):
+        for x in range(np.uint32(len(centers))):
             centers[x] += totals[x]
     elif stride == 2:
-        for x in range(len(centers)):
-            centers[x] += totals[2 * x]
+        for x in range(np.uint32(len(centers))):
+            centers[x] += totals[np.uint32(2) * x]
     else:
-        for x in range(len(centers)):
-            centers[x] += totals[stride * x]
+        for x in range(np.uint32(len(centers))):
+            centers[x] += totals[np.uint32(stride) * x]
 
 
 @part

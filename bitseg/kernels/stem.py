@@ -29,17 +29,27 @@ def border_rows(image, color, share, bordered):
     border = bordered.margin
     y = take_row(share)
     while y < share.height:
-        row, sums = bordered.values[y], bordered.sums[y]
-        for x in range(width + 2 * border):
-            for c in range(3):
-                row[3 * x + c] = color[c]
+        row = bordered.values[y]
         if border <= y < border + height:
-            for x in range(width):
-                for c in range(3):
-                    row[3 * (x + border) + c] = image[y - border, x, c]
+            _fill(row[: 3 * border], color)
+            inside, values = row[3 * border :], image[y - border].reshape(-1)
+            for place in range(3 * width):
+                inside[place] = values[place]
+            _fill(inside[3 * width :], color)
+        else:
+            _fill(row, color)
+        sums = bordered.sums[y]
         for x in range(width + 2 * border):
             sums[x] = np.int32(row[3 * x]) + np.int32(row[3 * x + 1]) + np.int32(row[3 * x + 2])
         y = next_row(share, y)
+
+
+@part
+def _fill(values, color):
+    """Fill an array of pixels, each three values, with a colour."""
+    for x in range(len(values) // 3):
+        for c in range(3):
+            values[3 * x + c] = color[c]
 
 
 @kernel
@@ -67,17 +77,28 @@ def stem_rows(image, filters, rounding, share, stream, result):
             find_centers(image, filters, row, totals, centers)
             _convolve_row(image.values, filters, rounding.largest, row, pixels, centers, sums, codes)
         upcoming = end
-        for x in range(width):
-            for c in range(0, channels, LANES):
-                largest = simd.load_u8x32(codes, (2 * y % 3 * 2 * width + 2 * x) * channels + c)
-                for i in range(2 * y, end):
-                    for j in range(2 * x, min(2 * x + 3, 2 * width)):
-                        place = (i % 3 * 2 * width + j) * channels + c
-                        largest = simd.maximum(largest, simd.load_u8x32(codes, place))
+        rows = 2 * y % 3, (2 * y + 1) % 3, (end - 1) % 3
+        for c in range(0, channels, LANES):
+            right = _largest_of_column(codes, rows, 0, c)
+            for x in range(width):
+                left, middle = right, _largest_of_column(codes, rows, 2 * x + 1, c)
+                right = _largest_of_column(codes, rows, min(2 * x + 2, 2 * width - 1), c)
+                largest = simd.maximum(simd.maximum(left, middle), right)
                 simd.store(stream, (y * width + x) * channels + c, largest)
         clear_border(result, y)
         pack_stream(stream, rounding, rounding.steps, result, y, 0, width)
         y = next_row(share, y)
+
+
+@part
+def _largest_of_column(codes, rows, column, channel):
+    """The largest codes of 32 channels in a column of three rows."""
+    _, columns, channels = codes.shape
+    place = column * channels + channel
+    row = columns * channels
+    largest = simd.load_u8x32(codes, rows[0] * row + place)
+    largest = simd.maximum(largest, simd.load_u8x32(codes, rows[1] * row + place))
+    return simd.maximum(largest, simd.load_u8x32(codes, rows[2] * row + place))
 
 
 @part
