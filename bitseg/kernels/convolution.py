@@ -89,7 +89,11 @@ def _convolve_pixels(planes, filters, space, y, x0, x1, sums):
 
 @part
 def find_centers(planes, filters, y, totals, centers):
-    """What makes the sums of output row `y` signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``."""
+    """What makes the sums of output row `y` signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``.
+
+    totals : int32, shape (columns,)
+        Scratch memory.
+    """
     left = margin(planes) - filters.padding
     top = y * filters.stride + left
     totals[:] = 0
@@ -127,7 +131,7 @@ def scale(sums, position, center, filters, channel):
 
 @part
 def scratch(planes, filters, width, pixels):
-    """Memory of one call: sums of the pixels that are convolved at a time, centers of a row, the kernel's own."""
+    """Memory of one call: sums of the pixels convolved at a time, totals and centers of a row, the kernel's own."""
     # Kernels compute some pixels together, at the end of a row more than there are.
     sums = np.full((pixels + MOST_PIXELS - 1, filters.multiplier.size), filters.levels)
     totals = np.empty(columns(planes), np.int32)
