@@ -68,6 +68,32 @@ def test_a_low_bit_student_comes_nearer_to_its_teacher(stream_bits):
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("bits", [(32, 32), (2, 4)])
+def test_the_teacher_says_what_its_network_says_in_evaluation_mode(bits):
+    network = random_network(tiny_architecture())
+    network.set_bits(*bits)
+    network.estimate_norms([random_input()])
+    network.calibrate(random_input())
+    scores, streams = Teacher(network)(random_input(), SCALES)
+    with recorded_streams(network.eval()) as expected_streams, torch.no_grad():
+        expected = network(random_input(), SCALES)
+    for tensor, like in zip((*scores.values(), *streams), (*expected.values(), *expected_streams), strict=True):
+        # A sum in another order may round one value to the next level.
+        close = torch.isclose(tensor, like, rtol=1e-4, atol=1e-4)
+        assert close.float().mean() > 0.95
+
+
+def test_relative_error_has_its_gradient():
+    x, target = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+    x.requires_grad_(True)
+    loss = distillation_loss({}, [x], {}, [target])
+    plain = (x - target).square().mean() / target.square().mean()
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(3 * loss, x)
+    (expected,) = torch.autograd.grad(3 * plain, x)
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_the_teacher_is_frozen():
     network = random_network(tiny_architecture()).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}

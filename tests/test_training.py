@@ -22,6 +22,7 @@ from tools.train.__main__ import main
 from tools.train.checkpoint import load_network, read_checkpoint, save_checkpoint
 from tools.train.config import config_from_dict, read_config
 from tools.train.data import Augmentation, Batches, normalise
+from tools.train.distillation import Teacher
 from tools.train.errors import DivergenceError, TrainingError
 from tools.train.folding import folded
 from tools.train.prediction import predict_label_map
@@ -231,7 +232,7 @@ class TestRun:
         trainer = self.trainer(config, tiny_data, output, teacher=output / "float.pt")
         trainer.run()
         assert np.mean(losses[-5:]) < 0.85 * losses[4]
-        teacher = load_network(output / "float.pt")[0].state_dict()
+        teacher = Teacher(load_network(output / "float.pt")[0]).network.state_dict()
         assert all(torch.equal(value, teacher[name]) for name, value in trainer.teacher.network.state_dict().items())
         # The teacher adds to the loss: without it the same first batch costs less.
         alone = replace(trainer.config.stages[1], distillation=0.0, iterations=1)

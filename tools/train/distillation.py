@@ -4,12 +4,15 @@ Hinton et al. 2015 for the scores (arXiv 1503.02531), Romero et al. 2015 for the
 student begins with the teacher's weights, so their residual streams have the same scale and meaning.
 """
 
+import copy
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 
 from .errors import TrainingError
+from .fusion import fuse
+from .network import BitConv
 
 
 class Teacher:
@@ -18,11 +21,14 @@ class Teacher:
     Parameters
     ----------
     network : BitFCN
-        Put in evaluation mode and frozen.
+        Stays as it is; its copy here is in evaluation mode, with BatchNorm folded into its rounded weights.
     """
 
     def __init__(self, network):
-        self.network = network.eval().requires_grad_(False)
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        for module in self.network.modules():
+            if isinstance(module, BitConv):
+                module.freeze()
 
     def check(self, student):
         """Make sure that feature maps and classes can be compared.
@@ -90,6 +96,31 @@ def distillation_loss(scores, streams, teacher_scores, teacher_streams):
         for stride in scores
     )
     for stream, target in zip(streams, teacher_streams, strict=True):
-        target = target.float()
-        loss = loss + (stream.float() - target).square().mean() / target.square().mean()
+        loss = loss + _RelativeError.apply(stream, target)
     return loss
+
+
+@fuse
+def _squares(stream, target):
+    stream, target = stream.float(), target.float()
+    return (stream - target).square().sum(), target.square().sum()
+
+
+@fuse
+def _difference(stream, target, factor):
+    return ((stream.float() - target.float()) * factor).to(stream.dtype)
+
+
+class _RelativeError(torch.autograd.Function):
+    """|x - t|^2 / |t|^2, with its gradient for x."""
+
+    @staticmethod
+    def forward(ctx, stream, target):
+        error, size = _squares(stream, target)
+        ctx.save_for_backward(stream, target, size)
+        return error / size
+
+    @staticmethod
+    def backward(ctx, grad):
+        stream, target, size = ctx.saved_tensors
+        return _difference(stream, target, 2 * grad / size), None

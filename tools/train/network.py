@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from bitseg.architecture import STRIDES
 from bitseg.network.graph import GATE_RADIUS
@@ -41,6 +42,17 @@ class BitConv(nn.Module):
     def forward(self, x):
         weight = self.weight_quantizer(self.conv.weight)
         return self.norm(F.conv2d(x, weight, self.conv.bias, self.conv.stride, self.conv.padding))
+
+    @torch.no_grad()
+    def freeze(self):
+        """Round the weights for good, and let them and a bias do what BatchNorm does in evaluation mode."""
+        weight, norm = self.weight_quantizer(self.conv.weight), self.norm
+        if isinstance(norm, nn.BatchNorm2d):
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            weight, self.conv.bias = fuse_conv_bn_weights(weight, None, *statistics)
+            self.norm = nn.Identity()
+        self.conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.weight_quantizer.bits = FLOAT_BITS
 
 
 class Stream(nn.Module):
@@ -100,7 +112,7 @@ class ResidualBlock(nn.Module):
         for index, convolution in zip(self.inner, inner):
             y = getattr(self, f"activation{index}")(convolution(y))
         if self.downsample is None:
-            shortcut = stream * self.shortcut_multiplier
+            shortcut = stream if self.shortcut_multiplier == 1 else stream * self.shortcut_multiplier
         else:
             shortcut = self.downsample(stream if self.projects_stream else activation)
         return self.output(last(y) + shortcut)
@@ -124,7 +136,8 @@ class Encoder(nn.Module):
         return [self.stage1, self.stage2, self.stage3, self.stage4]
 
     def forward(self, image):
-        x = F.max_pool2d(F.pad(self.stem(image).relu(), (0, 1, 0, 1)), 3, 2)
+        # Beyond the edge is nothing: what the largest value of a window ignores is, after ReLU, the zeros of the engine.
+        x = F.max_pool2d(self.stem(image), 3, 2, ceil_mode=True).relu()
         stream, activation = self.stem_output(x)
         features = []
         for stage in self.stages:

@@ -8,10 +8,11 @@ keep learned 8-bit steps under both.
 """
 
 import math
-import shutil
 
 import torch
 from torch import nn
+
+from .fusion import fuse
 
 FLOAT_BITS = 32
 """Bit width that stands for 'not quantised'."""
@@ -20,16 +21,7 @@ _SMALLEST_SCALE = 1e-8
 """Stands in for the largest weight of a filter that is all zero."""
 
 
-def _fuse(function):
-    """Compile an elementwise function into one pass over memory, where a C++ compiler is at hand.
-
-    Numbers that change between calls must be tensors: PyTorch 2.13 compiles wrong code for clamp with a changing float.
-    The environment variable TORCH_COMPILE_DISABLE=1 leaves everything uncompiled.
-    """
-    return torch.compile(function, dynamic=True) if shutil.which("g++") else function
-
-
-@_fuse
+@fuse
 def _quantize_activation(x, log_bound, levels):
     bound = log_bound.exp()
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -37,7 +29,7 @@ def _quantize_activation(x, log_bound, levels):
     return (code * (bound / levels)).to(x.dtype)
 
 
-@_fuse
+@fuse
 def _quantize_activation_gradient(grad, x, y, log_bound):
     x_float, grad_float = x.float(), grad.float()
     inside = (x_float > 0) & (x_float < log_bound.exp())
@@ -59,13 +51,13 @@ class _QuantizeActivation(torch.autograd.Function):
         return *_quantize_activation_gradient(grad, *ctx.saved_tensors), None
 
 
-@_fuse
+@fuse
 def _quantize_weight(weight, scale, levels):
     code = torch.minimum(((weight / scale + levels) / 2).clamp(min=0), levels).round()
     return (2 * code - levels) * scale
 
 
-@_fuse
+@fuse
 def _quantize_weight_gradient(grad, weight, quantized, scale, levels):
     inside = weight.abs() < scale * levels
     grad_weight = torch.where(inside, grad, 0.0)
