@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         return [self.stage1, self.stage2, self.stage3, self.stage4]
 
     def forward(self, image):
-        # Beyond the edge is nothing: what the largest value of a window ignores is, after ReLU, the zeros of the engine.
+        # Windows ignore what is beyond the edge; with ReLU after them, as if it were the zeros of the engine.
         x = F.max_pool2d(self.stem(image), 3, 2, ceil_mode=True).relu()
         stream, activation = self.stem_output(x)
         features = []
