@@ -105,3 +105,32 @@ def test_an_entry_point_is_compiled_for_the_very_types_of_its_arguments():
     assert len(set(map(id, found))) == 4
     assert entry_point(first_doubled, ((single + 1, single), 2)) is found[0]
     assert entry_point(len, ((1, 2),)) is len
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_kernel_cannot_be_called_by_another(tmp_path, cached):
+    (tmp_path / "own.py").write_text(
+        """
+import numba
+from bitseg.kernels.jit import kernel
+
+@kernel
+def increased(number):
+    return number + 1
+
+@numba.njit
+def twice(number):
+    return increased(increased(number))
+
+print(increased(1))
+try:
+    twice(1)
+except Exception as error:
+    print(error)
+"""
+    )
+    program = [sys.executable, "own.py"]
+    outputs = [subprocess.run(program, cwd=tmp_path, capture_output=True, text=True) for _ in range(1 + cached)]
+    assert outputs[-1].stdout.startswith("2\n"), outputs[-1].stderr
+    assert "increased is a kernel, called from Python alone" in outputs[-1].stdout
+    assert ("compiling" in outputs[-1].stderr) is not cached

@@ -3,7 +3,7 @@
 from collections import namedtuple
 
 from . import simd
-from .jit import kernel, part
+from .jit import kernel, part, routine
 
 Planes = namedtuple("Planes", "words sums margin")
 """A feature map as bit-planes, with a border of `margin` zero pixels that serves as the padding of convolutions.
@@ -20,6 +20,14 @@ MOST_BITS_BY_STEPS = 3
 
 
 @kernel
+def pack_rows(codes, planes):
+    """Pack codes, uint8 of shape (height, width, 32 n), and sum them, pixel by pixel."""
+    height, width, _ = codes.shape
+    for y in range(height):
+        pack_pixels(codes[y], planes, y, 0, width)
+
+
+@routine
 def pack_pixels(codes, planes, y, x0, x1):
     """Pack codes, uint8 of shape (at least x1 - x0, 32 n), into pixels x0 to x1 of row `y`, and sum them."""
     channels = codes.shape[1]

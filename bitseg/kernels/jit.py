@@ -5,10 +5,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba.core import cgutils, types
-from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic, register_jitable
 
@@ -136,8 +137,42 @@ def _announce(place):
         print(f"bitseg: compiling for this CPU {place}; this takes some seconds", file=sys.stderr)
 
 
+class _MachineCode(CompileResultCacheImpl):
+    """What is kept of a kernel: machine code alone.
+
+    Numba also keeps what linking it into other functions takes, which no kernel is: its bitcode, and the modules of all
+    that it calls. Reading them took as long as all the rest of a kernel.
+    """
+
+    def reduce(self, compiled):
+        (name, kind, (machine_code, _)), *rest, environments = super().reduce(compiled)
+        description = compiled.fndesc
+        symbols = description.mangled_name, description.llvm_cpython_wrapper_name, description.env_name
+        stubs = "".join(f'@"{symbol}" = global i8 0\n' for symbol in symbols)
+        bitcode = llvm.parse_assembly(stubs).as_bitcode()
+        used = tuple(environment for environment in environments if environment.consts)
+        return (name, kind, (machine_code, bitcode)), *rest, used
+
+    def rebuild(self, target_context, payload):
+        return _unlinkable(super().rebuild(target_context, payload))
+
+
+def _unlinkable(compiled):
+    """A compiled kernel that no function can be linked with: of one from the cache there is nothing to link."""
+
+    def refuse():
+        raise TypeError(
+            f"{compiled.fndesc.qualname} is a kernel, called from Python alone: make what calls share a part"
+        )
+
+    compiled.library._get_module_for_linking = refuse
+    return compiled
+
+
 class _KernelCache(FunctionCache):
     """Numba's cache, but stale when any kernel changed (Numba looks at one file), and never a reason to fail."""
+
+    _impl_class = _MachineCode
 
     def __init__(self, function):
         super().__init__(function)
@@ -162,6 +197,7 @@ class _KernelCache(FunctionCache):
             super().save_overload(sig, data)
         except OSError:  # a full disk: this process has its kernel, the next one compiles again
             self.disable()
+        _unlinkable(data)
 
 
 class _NoCache(NullCache):

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .jit import kernel, part
+from .jit import kernel, part, routine
 
 Share = namedtuple("Share", "counters step height rows before")
 """How a step is shared out.
@@ -69,6 +69,11 @@ def _read(typing_context, counters, row, column):
 @kernel
 def wait_for(counters, step, height):
     """Return when that many rows of a step are finished."""
+    _wait_for(counters, step, height)
+
+
+@routine
+def _wait_for(counters, step, height):
     looks = 0
     while _read(counters, step, FINISHED) < height:
         looks += 1
@@ -80,7 +85,7 @@ def wait_for(counters, step, height):
 def take_row(share):
     """The first row for this thread, once the step before is finished; the height of the step if none is left."""
     if share.before:
-        wait_for(share.counters, share.step - 1, share.before)
+        _wait_for(share.counters, share.step - 1, share.before)
     return min(_add(share.counters, share.step, TAKEN, share.rows), share.height)
 
 

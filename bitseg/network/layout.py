@@ -121,8 +121,7 @@ def pack_bit_planes(codes, bits, margin=1):
     padded = np.zeros((height, width, -(-channels // LANES) * LANES), np.uint8)
     padded[:, :, :channels] = codes
     planes = bit_planes(height, width, channels, bits, margin)
-    for y in range(height):
-        bitplanes.pack_pixels(padded[y], planes, y, 0, width)
+    bitplanes.pack_rows(padded, planes)
     return planes
 
 
