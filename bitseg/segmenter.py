@@ -235,11 +235,13 @@ class Segmenter:
         return mask, scores[:, : -(-inside[0] // 4), : -(-inside[1] // 4)]
 
     def _networks(self, count):
-        """Networks that share the weights and, among them, the threads; each has at least one thread."""
+        """Networks that share the weights and, among them, the threads; those of one thread share their plans, too."""
+        of_one_thread = Operations(1, self.network.operations.kernel)
         bounds = [self.threads * part // count for part in range(count + 1)]
         for first, last in pairwise(bounds):
+            threads = last - first
             network = copy.copy(self.network)
-            network.operations = Operations(max(1, last - first), network.operations.kernel)
+            network.operations = Operations(threads, of_one_thread.kernel) if threads > 1 else of_one_thread
             yield network
 
     def _long_side(self, size):

@@ -134,8 +134,9 @@ def test_a_forked_process_segments_too():
 
 def test_maps_that_are_not_needed_together_share_memory():
     maps = [np.zeros(size, np.uint8) for size in (100, 300, 200, 100, 50)]
-    steps = [Step(str, (maps[i],), 1, 1, (maps[i + 1],)) for i in range(4)]
-    shared = with_shared_memory(steps)
+    steps = [Step(str, (), (maps[i],), 1, 1, (maps[i + 1],)) for i in range(4)]
+    shared, memory = with_shared_memory(steps)
+    assert 500 <= memory < 750
     first, second, third, fourth = (step.outputs[0] for step in shared)
     assert [step.inputs[0] is buffer for step, buffer in zip(shared[1:], (first, second, third))] == [True] * 3
     assert np.shares_memory(first, third) and not np.shares_memory(third, fourth)
@@ -154,7 +155,7 @@ def test_an_error_in_one_thread_ends_the_others_and_is_raised():
         if share.step == 1:
             raise MemoryError("no memory for this thread")
 
-    steps = [Step(fail, (), 4, 1e9, ()) for _ in range(3)]
+    steps = [Step(fail, (), (), 4, 1e9, ()) for _ in range(3)]
     steps[0] = steps[0]._replace(kernel=take_all_rows)
     with ThreadPoolExecutor(2) as pool, pytest.raises(MemoryError, match="this thread"):
         Plan(steps, 3).run(pool)

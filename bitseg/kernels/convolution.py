@@ -139,7 +139,7 @@ def scratch(planes, filters, width, pixels):
 
 
 @kernel
-def convolve_to_planes(planes, filters, steps, largest, share, width, result):
+def convolve_to_planes(filters, steps, largest, planes, share, width, result):
     """Convolve, scale, round to codes, pack into the planes `result`.
 
     steps : array of the type of the sums, shape (2**bits - 1, channels), or None
@@ -190,12 +190,14 @@ def _pack_sums(centers, steps, sums, y, x0, x1, result):
 
 
 @kernel
-def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projection, rounding, share, stream, result):
+def convolve_to_stream(
+    filters, rounding, shortcut_multiplier, projection, planes, shortcut, block_input, share, stream, result
+):
     """Convolve, scale, add what the block's shortcut gives, round to stream codes and activation planes.
 
     shortcut, shortcut_multiplier : uint8 as `stream`, and float32, or both None
         Stream codes of which ``code * shortcut_multiplier`` is added.
-    projection : (feature map, filters) or None
+    block_input, projection : feature map, and filters, or both None
         Another convolution, which is added.
     result : Planes or None
         Receives the activations, where anything reads them.
@@ -204,11 +206,11 @@ def convolve_to_stream(planes, filters, shortcut, shortcut_multiplier, projectio
     _, width, channels = stream.shape
     pixels = min(width, pixels_at_a_time(filters))
     if projection is not None:
-        pixels = min(pixels, pixels_at_a_time(projection[1]))
+        pixels = min(pixels, pixels_at_a_time(projection))
     memory = scratch(planes, filters, width, pixels)
     sums, totals, centers, space = borrowed(memory)
     if projection is not None:
-        block_planes, block_filters = borrowed(projection)
+        block_planes, block_filters = borrowed((block_input, projection))
         block_memory = scratch(block_planes, block_filters, width, pixels)
         projected, block_totals, block_centers, block_space = borrowed(block_memory)
     if result is not None:
@@ -272,7 +274,7 @@ def pack_stream(stream, rounding, steps, result, y, x0, x1):
 
 
 @kernel
-def convolve_to_scores(planes, filters, share, scores):
+def convolve_to_scores(filters, planes, share, scores):
     """Convolve and scale to float32 scores of shape (classes, height, width)."""
     planes, filters, share = borrowed((planes, filters, share))
     classes, _, width = scores.shape

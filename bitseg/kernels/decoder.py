@@ -89,7 +89,7 @@ def softmax_rows(scores, share, probabilities):
 
 
 @kernel
-def refine_rows(scores, probabilities, branch, radius, share, refined):
+def refine_rows(radius, scores, probabilities, branch, share, refined):
     """``scores + gate * branch``; the gate is dilation minus erosion in a window of 2 radius + 1.
 
     probabilities : float32 as `scores`, and 15 spare values behind: vectors are read past the end of a row.
@@ -157,7 +157,7 @@ def _between(above, below, position, near, far):
 
 
 @kernel
-def label_rows(scores, rows, columns, share, labels):
+def label_rows(rows, columns, scores, share, labels):
     """Label map: bilinear upsampling of the scores and arg-max, two score rows in memory.
 
     rows : tuple (first index int32, second index int32, weight of the second float32), one per pixel.

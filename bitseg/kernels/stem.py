@@ -23,7 +23,7 @@ sums : int32, shape (height, width)
 
 
 @kernel
-def border_rows(image, color, share, bordered):
+def border_rows(color, image, share, bordered):
     """An image, uint8 (height, width, 3), in a border of a colour: `bordered` is an `Image`."""
     height, width, _ = image.shape
     border = bordered.margin
@@ -53,7 +53,7 @@ def _fill(values, color):
 
 
 @kernel
-def stem_rows(image, filters, rounding, share, stream, result):
+def stem_rows(filters, rounding, image, share, stream, result):
     """A stride-2 convolution of an `Image`, rounded to stream codes, and 3x3 max-pooling at stride 2.
 
     The window of the pooling reaches past the right and lower edge only.

@@ -28,8 +28,8 @@ from .layout import (
 )
 from .plan import Plan, Step, with_shared_memory
 
-KEPT_SHAPES = 8
-"""A plan is made in some milliseconds, and holds some megabytes for a photo of usual size."""
+KEPT_BYTES = 64 * 2**20
+"""For plans that wait for an image of their shape: each is made in some milliseconds, and holds 3 MB for 384x384."""
 
 Layer = namedtuple("Layer", "convolution filters steps")
 Rounding = namedtuple("Rounding", "stream_bits activation_bits shortcut_multiplier kernel")
@@ -74,7 +74,8 @@ class Operations:
     def run(self, function, image):
         """``function(image)``, planned once for an image's shape.
 
-        Plans of the last `KEPT_SHAPES` shapes are kept, as many of each as were in use at the same time.
+        Plans of the latest shapes are kept, `KEPT_BYTES` of them or those of one shape: as many of it as were in use at
+        the same time.
 
         Parameters
         ----------
@@ -90,15 +91,21 @@ class Operations:
         # Not under a lock, which a fork could find taken: dicts and lists lose and gain one element at once.
         idle = self._idle_plans.pop(key, [])
         self._idle_plans[key] = idle
-        for oldest in list(self._idle_plans)[:-KEPT_SHAPES]:
-            self._idle_plans.pop(oldest, None)
         try:
             plan = idle.pop()
         except IndexError:
             plan = self.plan(function, image.shape)
+            self._forget_plans(key, plan.memory)
         result = self.execute(plan, image)
         idle.append(plan)
         return result
+
+    def _forget_plans(self, latest, used):
+        """Forget the plans for which no memory is left beside `used` bytes of the latest, those of old shapes first."""
+        for key, idle in reversed(list(self._idle_plans.items())):
+            used += sum(plan.memory for plan in list(idle))
+            if used > KEPT_BYTES and key != latest:
+                self._idle_plans.pop(key, None)
 
     def plan(self, function, shape):
         """The `plan.Plan` of ``function(image)`` for images of a shape; nothing is computed."""
@@ -108,7 +115,8 @@ class Operations:
             function(image)
         finally:
             del self._planning.steps
-        return Plan(with_shared_memory(steps), self.threads, image)
+        steps, memory = with_shared_memory(steps)
+        return Plan(steps, self.threads, image, memory + image.nbytes)
 
     def execute(self, plan, image, times=None):
         """Run a plan on an image; a copy of its result. Arguments as for `plan.Plan.run`."""
@@ -154,20 +162,21 @@ class Operations:
         rows, columns = image.shape[0] + 2 * padding, image.shape[1] + 2 * padding
         values = _with_spare((rows, columns * 3), layer.filters.zero.dtype, stem.SPARE)
         bordered = stem.Image(values, np.empty((rows, columns), np.int32), padding)
-        self._step(rows * columns, rows, stem.border_rows, (image, tuple(mean)), (bordered,))
+        self._step(rows * columns, rows, stem.border_rows, (tuple(mean),), (image,), (bordered,))
         stream = np.empty((height // 2, width // 2, len(layer.filters.multiplier)), np.uint8)
         planes = bit_planes(height // 2, width // 2, convolution.out_channels, rounding.activation_bits)
-        arguments = (bordered, layer.filters, rounding.kernel)
-        self._step(_nanoseconds(height * width, layer), height // 2, stem.stem_rows, arguments, (stream, planes))
+        work = _nanoseconds(height * width, layer)
+        constants = layer.filters, rounding.kernel
+        self._step(work, height // 2, stem.stem_rows, constants, (bordered,), (stream, planes))
         return stream, planes
 
     def convolve(self, activation, layer):
         height, width = self._output_size(activation, layer)
         result = bit_planes(height, width, layer.convolution.out_channels, layer.convolution.output_bits)
         largest = np.float32(2**layer.convolution.output_bits - 1)
-        arguments = (activation, layer.filters, layer.steps, largest)
+        constants = layer.filters, layer.steps, largest
         work = _nanoseconds(height * width, layer)
-        self._step(work, height, bits.convolve_to_planes, arguments, (width, result))
+        self._step(work, height, bits.convolve_to_planes, constants, (activation,), (width, result))
         return result
 
     def convolve_to_stream(self, features, layer, rounding):
@@ -183,13 +192,13 @@ class Operations:
         height, width = self._output_size(features, layer)
         scores = np.empty((layer.convolution.out_channels, height, width), np.float32)
         work = _nanoseconds(height * width, layer)
-        self._step(work, height, bits.convolve_to_scores, (features, layer.filters), (scores,))
+        self._step(work, height, bits.convolve_to_scores, (layer.filters,), (features,), (scores,))
         return scores
 
     def upsample2x(self, scores):
         classes, height, width = scores.shape
         fine = np.empty((classes, 2 * height, 2 * width), np.float32)
-        self._step(fine.size, 2 * height, decoder.upsample2x_rows, (scores,), (fine,))
+        self._step(fine.size, 2 * height, decoder.upsample2x_rows, (), (scores,), (fine,))
         return fine
 
     def refine(self, scores, branch, radius):
@@ -197,16 +206,17 @@ class Operations:
             raise ValueError(f"scores of shape {scores.shape}, but a branch of shape {branch.shape}")
         probabilities = _with_spare(scores.shape, np.float32, 15)
         height = scores.shape[1]
-        self._step(2 * scores.size, height, decoder.softmax_rows, (scores,), (probabilities,))
+        self._step(2 * scores.size, height, decoder.softmax_rows, (), (scores,), (probabilities,))
         refined = np.empty_like(scores)
-        self._step(5 * scores.size, height, decoder.refine_rows, (scores, probabilities, branch, radius), (refined,))
+        inputs = scores, probabilities, branch
+        self._step(5 * scores.size, height, decoder.refine_rows, (radius,), inputs, (refined,))
         return refined
 
     def label_map(self, scores, shape, inside):
         labels = np.empty(shape, np.uint8)
         rows = row_samples(shape[0], inside[0] / 4, scores.shape[1])
         columns = column_samples(shape[1], inside[1] / 4, scores.shape[2])
-        self._step(labels.size * len(scores), shape[0], decoder.label_rows, (scores, rows, columns), (labels,))
+        self._step(labels.size * len(scores), shape[0], decoder.label_rows, (rows, columns), (scores,), (labels,))
         return labels
 
     def _stream(self, features, layer, rounding, shortcut=None, block_input=None, projection=None):
@@ -222,14 +232,15 @@ class Operations:
             projected = (*self._output_size(block_input, projection), len(projection.filters.multiplier))
             if projected != shape:
                 raise ValueError(f"the projection has shape {projected}, the block's result {shape}")
-            projecting = block_input, projection.filters
+            projecting = projection.filters
             work += _nanoseconds(height * width, projection)
         stream = np.empty(shape, np.uint8)
         planes = None
         if rounding.activation_bits:
             planes = bit_planes(height, width, layer.convolution.out_channels, rounding.activation_bits)
-        arguments = (features, layer.filters, shortcut, multiplier, projecting, rounding.kernel)
-        self._step(work, height, bits.convolve_to_stream, arguments, (stream, planes))
+        constants = layer.filters, rounding.kernel, multiplier, projecting
+        inputs = features, shortcut, block_input
+        self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes))
         return stream, planes
 
     def _output_size(self, features, layer):
@@ -248,9 +259,9 @@ class Operations:
         border = 2 * (features.margin - convolution.padding) + convolution.kernel
         return (rows - border) // convolution.stride + 1, (columns - border) // convolution.stride + 1
 
-    def _step(self, nanoseconds, height, kernel, inputs, outputs):
+    def _step(self, nanoseconds, height, kernel, constants, inputs, outputs):
         """Run a kernel on rows 0 to `height`, or make it the next step of the plan."""
-        step = Step(kernel, inputs, height, nanoseconds, outputs)
+        step = Step(kernel, constants, inputs, height, nanoseconds, outputs)
         steps = getattr(self._planning, "steps", None)
         if steps is None:
             Plan([step], self.threads).run(self._helpers())

@@ -17,8 +17,11 @@ PARTS_OF_A_THREAD = 3
 
 CACHE_LINE = 64
 
-Step = namedtuple("Step", "kernel inputs height nanoseconds outputs")
-"""One call of a kernel: ``kernel(*inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work."""
+Step = namedtuple("Step", "kernel constants inputs height nanoseconds outputs")
+"""One call of a kernel: ``kernel(*constants, *inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work.
+
+The constants are those of the layer; what another step has written is in the inputs.
+"""
 
 
 class Plan:
@@ -35,18 +38,21 @@ class Plan:
         Threads that the rows are divided for.
     image : ndarray or None
         Buffer for the input, which `steps` read.
+    memory : int
+        Bytes of the image and of what `steps` write to, where these belong to the plan.
 
     Attributes
     ----------
-    image : ndarray or None
+    image, memory :
+        As given.
     result : tuple
         Outputs of the last step.
     most_helpers : int
         Threads beside the caller's that could find any work.
     """
 
-    def __init__(self, steps, threads, image=None):
-        self.image, self.result = image, steps[-1].outputs
+    def __init__(self, steps, threads, image=None, memory=0):
+        self.image, self.memory, self.result = image, memory, steps[-1].outputs
         self._counters = np.zeros((len(steps), COUNTERS), np.int64)
         rows = [_rows_at_a_time(step, threads) for step in steps]
         heights = [0, *(step.height for step in steps)]
@@ -54,7 +60,7 @@ class Plan:
         self._calls = []
         for number, (step, taken, before) in enumerate(zip(steps, rows, heights)):
             share = Share(self._counters, number, step.height, taken, before)
-            arguments = *step.inputs, share, *step.outputs
+            arguments = *step.constants, *step.inputs, share, *step.outputs
             self._calls.append((entry_point(step.kernel, arguments), arguments))
         self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
         self._over = False
@@ -101,9 +107,15 @@ def _rows_at_a_time(step, threads):
 
 
 def with_shared_memory(steps):
-    """The same steps with other arrays to write to, in one piece of memory where none lies on another that is needed.
+    """Give steps other arrays to write to, in one piece of memory where none lies on another that is needed.
 
     The largest come first, each as low as it fits.
+
+    Returns
+    -------
+    list of Step
+    int
+        Bytes of that memory.
     """
     uses = {}
     for number, step in enumerate(steps):
@@ -128,10 +140,11 @@ def with_shared_memory(steps):
         id(place.array): memory[place.start :][: place.array.nbytes].view(place.array.dtype).reshape(place.array.shape)
         for place in placed
     }
-    return [
+    steps = [
         step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
         for step in steps
     ]
+    return steps, memory.nbytes
 
 
 _Place = namedtuple("_Place", "array first last start end")
@@ -146,10 +159,8 @@ def _memory(array):
 def _arrays(value):
     """All arrays in nested tuples."""
     if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _arrays(item)
+        return [value]
+    return [array for item in value for array in _arrays(item)] if isinstance(value, tuple) else []
 
 
 def _replaced(value, buffers):
