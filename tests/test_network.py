@@ -10,6 +10,7 @@ from models import random_model
 
 from bitseg.images import read_image, resize
 from bitseg.kernels.sharing import next_row, take_row
+from bitseg.network import operations as operations_module
 from bitseg.network.graph import Network
 from bitseg.network.layout import unpack_bit_planes
 from bitseg.network.operations import Operations
@@ -120,6 +121,26 @@ def test_buffers_used_before_do_not_show_in_the_next_mask():
     for seed, size in enumerate([(64, 96), (64, 96), (96, 64), (64, 96)]):
         image = random_image(*size, seed)
         assert np.array_equal(network.scores(image), plain.scores(image))
+
+
+def test_plans_are_kept_as_far_as_memory_is_given_to_them_and_those_of_the_latest_shape(monkeypatch):
+    operations = Operations(1)
+    network = Network(random_model(), operations)
+
+    def run(*shapes):
+        for number, shape in enumerate(shapes):
+            network.scores(random_image(*shape, number))
+        kept = [plan for idle in operations._idle_plans.values() for plan in idle]
+        return [plan.image.shape[:2] for plan in kept], sum(plan.memory for plan in kept)
+
+    shapes = [(64, 32 * columns) for columns in range(1, 6)]
+    kept, memory = run(*shapes)
+    assert kept == shapes and memory > sum(64 * 32 * columns * 3 for columns in range(1, 6))
+    monkeypatch.setattr(operations_module, "KEPT_BYTES", memory)
+    assert run(shapes[0])[0] == [*shapes[1:], shapes[0]]  # used again: made anew for none, forgotten as the last
+    assert run((32, 32))[0] == [*shapes[2:], shapes[0], (32, 32)]
+    monkeypatch.setattr(operations_module, "KEPT_BYTES", 1)
+    assert run((96, 32))[0] == [(96, 32)]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
