@@ -161,9 +161,8 @@ def _unlinkable(compiled):
     """A compiled kernel that no function can be linked with: of one from the cache there is nothing to link."""
 
     def refuse():
-        raise TypeError(
-            f"{compiled.fndesc.qualname} is a kernel, called from Python alone: make what calls share a part"
-        )
+        name = compiled.fndesc.qualname
+        raise TypeError(f"{name} is a kernel, called from Python alone: put what others need of it into a part")
 
     compiled.library._get_module_for_linking = refuse
     return compiled
@@ -195,7 +194,7 @@ class _KernelCache(FunctionCache):
     def save_overload(self, sig, data):
         try:
             super().save_overload(sig, data)
-        except OSError:  # a full disk: this process has its kernel, the next one compiles again
+        except Exception:  # a full disk, a Numba that keeps other things: the next process compiles again
             self.disable()
         _unlinkable(data)
 
