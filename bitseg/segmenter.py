@@ -236,12 +236,13 @@ class Segmenter:
 
     def _networks(self, count):
         """Networks that share the weights and, among them, the threads; those of one thread share their plans, too."""
-        of_one_thread = Operations(1, self.network.operations.kernel)
+        kernel = self.network.operations.kernel
+        of_one_thread = Operations(1, kernel)
         bounds = [self.threads * part // count for part in range(count + 1)]
         for first, last in pairwise(bounds):
             threads = last - first
             network = copy.copy(self.network)
-            network.operations = Operations(threads, of_one_thread.kernel) if threads > 1 else of_one_thread
+            network.operations = Operations(threads, kernel) if threads > 1 else of_one_thread
             yield network
 
     def _long_side(self, size):

@@ -51,7 +51,7 @@ class BitConv(nn.Module):
             statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             weight, self.conv.bias = fuse_conv_bn_weights(weight, None, *statistics)
             self.norm = nn.Identity()
-        self.conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.conv.weight = nn.Parameter(weight, requires_grad=False)
         self.weight_quantizer.bits = FLOAT_BITS
 
 
