@@ -318,9 +318,10 @@ def _check_members(group, names):
 
 def _child(group, name, kind):
     """A group or dataset that a group holds itself: a link could lead to another file."""
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], kind):
+    member = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+    if not isinstance(member, kind):
         raise ValueError(f"{name} is missing or of another kind than {kind.__name__}")
-    return group[name]
+    return member
 
 
 def _text(file, name):

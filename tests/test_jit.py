@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import bitseg
-from bitseg.kernels.jit import entry_point
+from bitseg.kernels.jit import entry_point, numba_type
+from bitseg.kernels.sharing import Share
 
 PROGRAM = """
 import numpy as np
@@ -105,6 +106,14 @@ def test_an_entry_point_is_compiled_for_the_very_types_of_its_arguments():
     assert len(set(map(id, found))) == 4
     assert entry_point(first_doubled, ((single + 1, single), 2)) is found[0]
     assert entry_point(len, ((1, 2),)) is len
+
+
+def test_types_are_those_that_numba_finds():
+    array = np.zeros((4, 6), np.int32)
+    read_only = array[:, ::2]
+    read_only.flags.writeable = False
+    for value in (array, array.T, read_only, np.float32(1), 7, None, (array, (1, 2)), Share(array, 1, 2, 3, 4)):
+        assert numba_type(value) == numba.typeof(value)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -5,6 +5,8 @@ or intrinsic. LLVM splits a vector where the CPU's registers are narrower, so a 
 any CPU, and the results do not depend on the width. Offsets count elements of the array.
 """
 
+from functools import cache
+
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.datamodel import models
@@ -422,10 +424,10 @@ def pick_f32x8(typing_context, array, position, indices, offset):
 
 def _has(feature):
     """Whether the CPU that Numba compiles for has it; asking LLVM for another's instruction ends the process."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return f"+{feature}" in features.split(",")
+    return feature in target_cpu()[1]
 
 
+@cache
 def target_cpu():
     """Name and features (a set), in LLVM's words, of the CPU that Numba compiles for."""
     _, name, features = cpu_target.target_context.codegen().magic_tuple()

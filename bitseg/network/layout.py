@@ -147,10 +147,8 @@ def with_rising_results(convolution, weights):
 
     A filter whose codes q become ``levels - q`` has the sum -t instead of t; the product with the multiplier stays.
     """
-    codes = weights.codes
-    falling = (weights.multiplier < 0)[:, None, None, None]
-    turned = np.where(falling, np.uint8(2**convolution.weight_bits - 1) - codes, codes)
-    return LayerWeights(turned, np.abs(weights.multiplier), weights.offset)
+    turned_bits = np.where(weights.multiplier < 0, 2**convolution.weight_bits - 1, 0).astype(np.uint8)
+    return LayerWeights(weights.codes ^ turned_bits[:, None, None, None], np.abs(weights.multiplier), weights.offset)
 
 
 def sum_steps(convolution, weights, sum_type):

@@ -3,6 +3,7 @@
 import bisect
 import time
 from collections import namedtuple
+from itertools import accumulate
 
 import numpy as np
 
@@ -56,12 +57,13 @@ class Plan:
         self._counters = np.zeros((len(steps), COUNTERS), np.int64)
         rows = [_rows_at_a_time(step, threads) for step in steps]
         heights = [0, *(step.height for step in steps)]
-        self._height = heights[-1]
         self._calls = []
         for number, (step, taken, before) in enumerate(zip(steps, rows, heights)):
             share = Share(self._counters, number, step.height, taken, before)
             arguments = *step.constants, *step.inputs, share, *step.outputs
             self._calls.append((entry_point(step.kernel, arguments), arguments))
+        end = self._counters, len(steps) - 1, heights[-1]
+        self._end = entry_point(wait_for, end), end
         self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
         self._over = False
 
@@ -92,7 +94,8 @@ class Plan:
                 kernel(*arguments)
                 if times is not None:
                     times.append(time.perf_counter())
-            wait_for(self._counters, len(self._calls) - 1, self._height)
+            wait, arguments = self._end
+            wait(*arguments)
         except BaseException:
             # Nobody shall wait for the rows that this thread had taken: every step counts as finished.
             self._counters[:] = np.iinfo(np.int64).max // 2
@@ -117,29 +120,30 @@ def with_shared_memory(steps):
     int
         Bytes of that memory.
     """
-    uses = {}
+    lifetimes = {}
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
-            uses.setdefault(id(array), (array, number))
-    last_use = {
-        id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
-    }
-    placed = []
-    for array, first in sorted(uses.values(), key=lambda use: -_memory(use[0])):
-        start, last = 0, last_use[id(array)]
-        size = -(-_memory(array) // CACHE_LINE) * CACHE_LINE
+            lifetimes.setdefault(id(array), _Lifetime(array, number)).last = number
+        for array in _arrays(step.inputs):
+            if id(array) in lifetimes:
+                lifetimes[id(array)].last = number
+    blocks = {}
+    for lifetime in lifetimes.values():
+        blocks.setdefault((lifetime.first, lifetime.last), []).append(lifetime.array)
+    placed, places = [], {}
+    for (first, last), arrays in sorted(blocks.items(), key=lambda block: -sum(map(_memory, block[1]))):
+        ends = list(accumulate(map(_memory, arrays), initial=0))
+        start = 0
         for other in placed:
             if other.first <= last and first <= other.last:
-                if other.start >= start + size:
+                if other.start >= start + ends[-1]:
                     break
                 start = max(start, other.end)
-        bisect.insort(placed, _Place(array, first, last, start, start + size), key=lambda place: place.start)
-    memory = np.empty(max(place.end for place in placed) + CACHE_LINE, np.uint8)
+        bisect.insort(placed, _Block(start, start + ends[-1], first, last))
+        places.update((id(array), (array, start + place)) for array, place in zip(arrays, ends))
+    memory = np.empty(max(block.end for block in placed) + CACHE_LINE, np.uint8)
     memory = memory[-memory.ctypes.data % CACHE_LINE :]
-    buffers = {
-        id(place.array): memory[place.start :][: place.array.nbytes].view(place.array.dtype).reshape(place.array.shape)
-        for place in placed
-    }
+    buffers = {key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()}
     steps = [
         step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
         for step in steps
@@ -147,13 +151,21 @@ def with_shared_memory(steps):
     return steps, memory.nbytes
 
 
-_Place = namedtuple("_Place", "array first last start end")
-"""Where an array lies, in bytes, and the numbers of the steps that write it first and read it last."""
+class _Lifetime:
+    """An array, and the numbers of the steps that write it first and use it last."""
+
+    def __init__(self, array, first):
+        self.array, self.first, self.last = array, first, first
+
+
+_Block = namedtuple("_Block", "start end first last")
+"""Where arrays of one lifetime lie, in bytes."""
 
 
 def _memory(array):
-    """Bytes of an array and of what is spare behind its last value."""
-    return array.nbytes if array.base is None else array.base.nbytes
+    """Bytes of an array and of what is spare behind its last value, in whole cache lines."""
+    size = array.nbytes if array.base is None else array.base.nbytes
+    return -(-size // CACHE_LINE) * CACHE_LINE
 
 
 def _arrays(value):
