@@ -25,10 +25,11 @@ def check_writable(path, error_class):
     # os.path, because Path.is_dir raises where a parent folder may not be entered.
     if not os.path.isdir(path.parent):
         raise error_class(f"{path}: the folder {path.parent} does not exist; create it first")
-    if os.path.exists(path) and not os.path.isfile(path):
+    exists = os.path.exists(path)
+    if exists and not os.path.isfile(path):
         raise error_class(f"{path}: a folder or device has this name; choose another")
-    for target in (path.parent, path):
-        if os.path.exists(target) and not os.access(target, os.W_OK):
+    for target in (path.parent, path) if exists else (path.parent,):
+        if not os.access(target, os.W_OK):
             raise error_class(f"{path}: {target} is write-protected; choose another place or change its permissions")
 
 
@@ -55,14 +56,15 @@ def write_safely(path, error_class):
     """
     check_writable(path, error_class)
     # Through a symbolic link, as plain writing would go. Not tempfile, whose files only their owner may read.
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path) if os.path.islink(path) else path)
     temporary = target.with_name(f".bitseg-{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, target)
-    except OSError as error:
-        raise error_class(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
-    finally:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
+        raise error_class(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error

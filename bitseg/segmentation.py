@@ -72,8 +72,10 @@ class Segmentation:
 
     Attributes
     ----------
+    picture : PIL.Image.Image
+        The photo, upright, mode RGB.
     image : ndarray of uint8, shape (height, width, 3)
-        The photo, upright: red, green, blue.
+        The same as an array, made when it is first asked for: red, green, blue.
     mask : ndarray of uint8, shape (height, width)
         Class id of every pixel; 255 for none, see `keep`.
     class_names : tuple of str
@@ -96,13 +98,18 @@ class Segmentation:
     ['cat', 'background']
     """
 
-    image: np.ndarray
+    picture: Image.Image
     mask: np.ndarray
     class_names: tuple[str, ...]
     palette: np.ndarray
     seconds: float
     path: Path | None = None
     scores: np.ndarray | None = None
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """The photo: uint8, shape (height, width, 3)."""
+        return np.array(self.picture)
 
     @cached_property
     def classes(self) -> list[FoundClass]:
@@ -214,7 +221,7 @@ class Segmentation:
             raise BitsegError(f"opacity {opacity}: give a number from 0 to 1")
         tinted = self._is_object()
         line_width = max(1, round(max(self.mask.shape) / 800))
-        picture = Image.fromarray(self.image)
+        picture = self.picture.copy()
         picture.paste(Image.blend(picture, self.color(), opacity), mask=Image.fromarray(tinted))
         picture.paste("white", mask=Image.fromarray(_outline(self.mask, line_width) & tinted))
         shown = [(found.name, tuple(self.palette[found.id].tolist())) for found in self._found_objects()]
@@ -233,7 +240,7 @@ class Segmentation:
         """
         is_object = self._is_object()
         picture = Image.new("RGB", is_object.shape[::-1])
-        picture.paste(Image.fromarray(self.image), mask=Image.fromarray(is_object))
+        picture.paste(self.picture, mask=Image.fromarray(is_object))
         picture.putalpha(Image.fromarray(_soften(is_object)))
         return picture
 

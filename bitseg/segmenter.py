@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import BitsegError
-from .images import ImageSource, read_image, resize, working_shape
+from .images import ImageSource, read_picture, resize, working_shape
 from .model_file import Model, find_model, read_model
 from .network.graph import SIZE_MULTIPLE, Network
 from .network.operations import Operations
@@ -214,10 +214,10 @@ class Segmenter:
 
     def label_map(self, photo: np.ndarray, size: int | Literal["native"] | None = None) -> np.ndarray:
         """Class ids of a photo: uint8 RGB array (height, width, 3) in, uint8 array (height, width) out."""
-        return self._segment(self.network, photo, self._long_side(size))[0]
+        return self._segment(self.network, read_picture(photo), self._long_side(size))[0]
 
     def _predict(self, network, image, long_side, with_scores):
-        photo = read_image(image)
+        photo = read_picture(image)
         began = time.perf_counter()
         mask, scores = self._segment(network, photo, long_side, with_scores)
         seconds = time.perf_counter() - began
@@ -226,7 +226,7 @@ class Segmenter:
 
     def _segment(self, network, photo, long_side, with_scores=False):
         """Class ids of a photo, at its own size, and, if asked for, scores at a quarter of the working size."""
-        shape = photo.shape[:2]
+        shape = photo.height, photo.width
         padded, inside = network_input(photo, long_side, self.model.preprocessing.mean)
         if not with_scores:
             return network.label_map(padded, shape, inside), None
@@ -260,7 +260,7 @@ def network_input(photo, long_side, mean):
 
     Parameters
     ----------
-    photo : ndarray of uint8, shape (height, width, 3), RGB
+    photo : PIL.Image.Image of mode RGB
     long_side : int or math.inf
         Long side to which a larger photo is brought.
     mean : tuple of 3 int
@@ -271,10 +271,9 @@ def network_input(photo, long_side, mean):
     (ndarray of uint8, (int, int))
         The padded picture; height and width of the photo in it.
     """
-    shape = photo.shape[:2]
-    inside = height, width = working_shape(*shape, long_side)
+    inside = height, width = working_shape(photo.height, photo.width, long_side)
     padded = np.empty((*(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in inside), 3), np.uint8)
-    padded[:height, :width] = photo if inside == shape else resize(photo, inside)
+    padded[:height, :width] = resize(photo, inside)
     padded[:height, width:] = mean
     padded[height:] = mean
     return padded, inside

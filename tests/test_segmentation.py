@@ -17,8 +17,8 @@ from bitseg.segmentation import NOTHING, FoundClass, Segmentation
 def photo_of(mask, class_names=CLASSES["voc7"], **fields):
     """A grey photo with this mask."""
     mask = np.array(mask, np.uint8)
-    image = np.full((*mask.shape, 3), 100, np.uint8)
-    return Segmentation(image, mask, class_names, palette_for(class_names), 0.1, **fields)
+    picture = Image.new("RGB", mask.shape[::-1], (100, 100, 100))
+    return Segmentation(picture, mask, class_names, palette_for(class_names), 0.1, **fields)
 
 
 def photo_with_a_cat(height, width, class_names=CLASSES["voc7"]):

@@ -19,7 +19,7 @@ def main(output):
     pictures = []
     for name in ("chelsea.jpg", "astronaut.jpg"):
         segmentation = segmenter.predict(ROOT / "examples" / name)
-        for picture in (Image.fromarray(segmentation.image), segmentation.overlay()):
+        for picture in (segmentation.picture, segmentation.overlay()):
             pictures.append(picture.resize((round(picture.width * HEIGHT / picture.height), HEIGHT)))
     strip = Image.new("RGB", (sum(picture.width for picture in pictures), HEIGHT))
     left = 0

@@ -166,7 +166,8 @@ def _photo_from_standard_input():
 
 def _make_folder(folder):
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not os.path.isdir(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImageError(f"{folder}: cannot be created ({error.strerror}); choose another place with -o") from error
 

@@ -35,7 +35,7 @@ def blur(segmentation, name, least_probability):
     probability = (scores / scores.sum(axis=0))[segmentation.class_names.index(name)]
     # One cell of the scores is the margin.
     is_likely = Image.fromarray(np.uint8(255 * (probability >= least_probability))).filter(ImageFilter.MaxFilter(3))
-    photo = Image.fromarray(segmentation.image)
+    photo = segmentation.picture.copy()
     # First to a few large cells, because a blur alone can partly be undone.
     cells = photo.reduce(max(1, max(photo.size) // 25)).resize(photo.size, Image.Resampling.BICUBIC)
     photo.paste(cells, mask=is_likely.resize(photo.size, Image.Resampling.NEAREST))

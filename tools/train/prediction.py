@@ -3,6 +3,7 @@
 from itertools import chain
 
 import torch
+from PIL import Image
 
 from bitseg.network.reference import label_map
 from bitseg.segmenter import network_input
@@ -26,7 +27,7 @@ def predict_label_map(network, image, preprocessing):
     ndarray of uint8, shape (height, width)
         Class ids.
     """
-    padded, inside = network_input(image, preprocessing.working_size, preprocessing.mean)
+    padded, inside = network_input(Image.fromarray(image), preprocessing.working_size, preprocessing.mean)
     tensor = next(chain(network.parameters(), network.buffers()))
     batch = torch.from_numpy(padded).to(tensor.device)[None]
     network.eval()
