@@ -94,20 +94,11 @@ def read_picture(source: ImageSource) -> Image.Image:
     >>> read_picture("examples/chelsea.jpg").size
     (451, 300)
     """
-    if isinstance(source, np.ndarray):
-        return _rgb_from_array(source)
-    if isinstance(source, Image.Image):
-        with _pillow_errors("PIL image"):
-            return _rgb_from_pillow(source)
-    if isinstance(source, (str, os.PathLike)):
-        return _rgb_from_file(source, source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _rgb_from_file(io.BytesIO(source), "picture data")
-    if hasattr(source, "read"):
-        return _rgb_from_stream(source)
-    raise ImageError(
-        f"not a picture: {type(source).__name__}; pass a path, bytes, a binary file, a PIL image or a uint8 array"
-    )
+    picture = _rgb(source)
+    if picture is source:
+        picture = picture.copy()
+    picture.info = {}  # what is made of it says nothing of place and time
+    return picture
 
 
 def resize(image, shape):
@@ -225,6 +216,24 @@ def _encode(result: Any, name, target):
     return content.getvalue()
 
 
+def _rgb(source):
+    """`read_picture`; a Pillow image in RGB as it is."""
+    if isinstance(source, np.ndarray):
+        return _rgb_from_array(source)
+    if isinstance(source, Image.Image):
+        with _pillow_errors("PIL image"):
+            return _rgb_from_pillow(source)
+    if isinstance(source, (str, os.PathLike)):
+        return _rgb_from_file(source, source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _rgb_from_file(io.BytesIO(source), "picture data")
+    if hasattr(source, "read"):
+        return _rgb_from_stream(source)
+    raise ImageError(
+        f"not a picture: {type(source).__name__}; pass a path, bytes, a binary file, a PIL image or a uint8 array"
+    )
+
+
 def _rgb_from_array(array):
     if array.dtype != np.uint8:
         raise ImageError(f"{array.dtype} array: scale it to 0 to 255 and convert it with .astype(np.uint8)")
@@ -274,9 +283,7 @@ def _rgb_from_pillow(picture):
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    picture.info = {}  # what is made of it says nothing of place and time
-    return picture
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 @contextmanager

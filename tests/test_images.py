@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import stat
 import struct
 import zlib
@@ -9,10 +10,10 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops
+from PIL import ExifTags, Image, ImageChops
 
 from bitseg.errors import ImageError
-from bitseg.images import check_output, read_image, resize, save_result, working_shape
+from bitseg.images import check_output, read_image, read_picture, resize, save_result, working_shape
 
 ORIENTATION = 0x0112
 IMAGE_WIDTH = 0x0100
@@ -252,11 +253,38 @@ def test_first_frame_counts(tmp_path):
     assert read_image(tmp_path / "moving.gif")[0, 0].tolist() == [255, 0, 0]
 
 
-def test_array_is_copied():
+def test_nothing_is_shared_with_the_source():
     array = noise(3, 4)
-    image = read_image(array)
-    np.testing.assert_array_equal(image, array)
-    assert not np.shares_memory(image, array)
+    picture = Image.fromarray(array)
+    picture.info["comment"] = "at home"
+    for source in (array, picture):
+        read = read_picture(source)
+        np.testing.assert_array_equal(np.asarray(read), array)
+        read.putpixel((0, 0), (1, 2, 3))
+    np.testing.assert_array_equal(np.asarray(picture), array)
+    assert picture.info == {"comment": "at home"} and tuple(array[0, 0]) != (1, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_what_is_made_of_a_photo_says_nothing_of_place_and_time(tmp_path, kind):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "a camera"
+    photo = encoded(Image.fromarray(noise(8, 5)), kind, exif=exif, icc_profile=b"a profile", comment=b"at home")
+    read = read_picture(photo)
+    assert read.info == {} and read.mode == "RGB"
+    for ending in ("png", "jpg", "webp"):
+        save_result(read.copy(), tmp_path / f"a.{ending}", "overlay")
+        content = (tmp_path / f"a.{ending}").read_bytes()
+        assert not any(text in content for text in (b"a camera", b"a profile", b"at home"))
+
+
+def test_the_file_of_a_photo_may_go_once_it_is_read(tmp_path):
+    for ending in ("jpg", "png", "webp", "tif", "bmp"):
+        path = tmp_path / f"photo.{ending}"
+        Image.fromarray(noise(9, 7)).save(path)
+        read = read_picture(path)
+        path.unlink()
+        assert read.resize((3, 2)).size == (3, 2) and pickle.loads(pickle.dumps(read)).tobytes() == read.tobytes()
 
 
 @pytest.mark.parametrize(
