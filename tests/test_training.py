@@ -338,6 +338,17 @@ class TestRun:
         assert trainer.network.architecture == network.architecture
         assert torch.equal(trainer.network.eval()(random_input())[4], network(random_input())[4])
 
+    def test_a_stage_without_batches_measures_what_it_starts_from(self, tiny_data, tmp_path, finished):
+        path = tiny_training.write_config(tmp_path / "c.toml", tiny_training.stage("measured", (2, 2), 0))
+        start = finished / "w2a2.pt"
+        trainer = self.trainer(path, tiny_data, tmp_path / "run", start=start)
+        trainer.run()
+        saved = read_checkpoint(tmp_path / "run" / "measured.pt")
+        assert all(
+            torch.equal(value, saved["network"][name]) for name, value in read_checkpoint(start)["network"].items()
+        )
+        assert trainer.results["measured"]["miou"] == read_checkpoint(start)["results"]["w2a2"]["miou"]
+
     def test_starts_that_do_not_fit_are_refused(self, tiny_data, config_path, finished, tmp_path):
         config = read_config(config_path)
         (tmp_path / "text.pt").write_text("not a checkpoint")

@@ -49,7 +49,7 @@ class TestConfig:
             ("stage", "weight_bits", 16, "stage 'float': weight_bits and activation_bits must be 1 to 8, or 32"),
             ("stage", "scales", (32, 64), "stage 'float': scales must be some of 4, 8, 16, 32"),
             ("stage", "scales", (), "stage 'float': scales must be some of 4, 8, 16, 32"),
-            ("stage", "iterations", 0, "stage 'float': iterations must be at least 1"),
+            ("stage", "iterations", -1, "stage 'float': iterations must not be negative"),
             ("stage", "encoder_rate", -1.0, "stage 'float': learning rates must be positive"),
             ("stage", "name", "checkpoint", "stage 'checkpoint': the name must suit a file and not be 'checkpoint'"),
             (None, "quantizer", "pact", "quantizer must be one of learned, dorefa"),

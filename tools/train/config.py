@@ -42,7 +42,7 @@ class Stage:
     weight_bits, activation_bits : int
         1 to 8, or 32 for floating point.
     iterations : int
-        Batches to train on.
+        Batches to train on; 0: the network is only measured.
     encoder_rate, decoder_rate : float
         Peak AdamW learning rates; they fall along half a cosine to zero.
     scales : tuple of int
@@ -374,7 +374,7 @@ def _stage_demands(stage):
             all(width == FLOAT_BITS or 1 <= width <= 8 for width in bits),
             f"weight_bits and activation_bits must be 1 to 8, or {FLOAT_BITS} for floating point",
         ),
-        (stage.iterations >= 1, "iterations must be at least 1"),
+        (stage.iterations >= 0, "iterations must not be negative"),
         (all(rate > 0 for rate in rates), "learning rates must be positive"),
         (stage.labels >= 0, "labels must not be negative"),
         (stage.distillation >= 0, "distillation must not be negative"),
