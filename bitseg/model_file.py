@@ -322,7 +322,7 @@ def _check_members(group, names):
 def _child(group, name, kind):
     """A group or dataset that a group holds itself: a link could lead to another file."""
     encoded = name.encode()
-    is_own = encoded in group and group.links.get_info(encoded).type == h5l.TYPE_HARD
+    is_own = group.links.exists(encoded) and group.links.get_info(encoded).type == h5l.TYPE_HARD
     child = h5o.open(group, encoded) if is_own else None
     if not isinstance(child, kind):
         raise ValueError(f"{name} is missing or of another kind than {kind.__name__}")
