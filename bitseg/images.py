@@ -95,8 +95,7 @@ def read_picture(source: ImageSource) -> Image.Image:
     (451, 300)
     """
     picture = _rgb(source)
-    if picture is source:
-        picture = picture.copy()
+    picture = picture.copy() if picture is source else picture
     picture.info = {}  # what is made of it says nothing of place and time
     return picture
 
@@ -216,7 +215,7 @@ def _encode(result: Any, name, target):
     return content.getvalue()
 
 
-def _rgb(source):
+def _rgb(source: ImageSource) -> Image.Image:
     """`read_picture`; a Pillow image in RGB as it is."""
     if isinstance(source, np.ndarray):
         return _rgb_from_array(source)
