@@ -239,7 +239,8 @@ def _rgb_from_array(array):
     is_grey = array.ndim == 2
     if (not is_grey and array.shape[2:] != (3,)) or array.size == 0:
         raise ImageError(f"array of shape {array.shape}: pass (height, width, 3) RGB or (height, width) grey")
-    return Image.fromarray(array).convert("RGB")
+    picture = Image.fromarray(array)
+    return picture.convert("RGB") if is_grey else picture
 
 
 def _rgb_from_stream(stream):
