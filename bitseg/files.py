@@ -56,15 +56,14 @@ def write_safely(path, error_class):
     """
     check_writable(path, error_class)
     # Through a symbolic link, as plain writing would go. Not tempfile, whose files only their owner may read.
-    target = Path(os.path.realpath(path) if os.path.islink(path) else path)
+    target = Path(os.path.realpath(path))
     temporary = target.with_name(f".bitseg-{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, target)
-    except BaseException as error:
+    except OSError as error:
+        raise error_class(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
-        raise error_class(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error

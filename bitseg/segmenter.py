@@ -271,9 +271,10 @@ def network_input(photo, long_side, mean):
     (ndarray of uint8, (int, int))
         The padded picture; height and width of the photo in it.
     """
-    inside = height, width = working_shape(photo.height, photo.width, long_side)
+    shape = photo.height, photo.width
+    inside = height, width = working_shape(*shape, long_side)
     padded = np.empty((*(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in inside), 3), np.uint8)
-    padded[:height, :width] = resize(photo, inside)
+    padded[:height, :width] = photo if inside == shape else resize(photo, inside)
     padded[:height, width:] = mean
     padded[height:] = mean
     return padded, inside

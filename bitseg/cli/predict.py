@@ -113,8 +113,6 @@ def predict(
 
     lines = []
     if waiting:
-        from PIL import Image
-
         from ..segmenter import in_order
 
         segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes, len(waiting))
@@ -122,6 +120,8 @@ def predict(
         if named == 1:
             lines = _describe(segment(*waiting), kind, *waiting)
         else:
+            from PIL import Image
+
             Image.core.set_blocks_max(KEPT_BLOCKS)
             began = time.monotonic()
             outcomes = in_order(_returning_errors(segment), waiting, jobs)
@@ -173,8 +173,7 @@ def _photo_from_standard_input():
 
 def _make_folder(folder):
     try:
-        if not os.path.isdir(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImageError(f"{folder}: cannot be created ({error.strerror}); choose another place with -o") from error
 

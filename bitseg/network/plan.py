@@ -112,7 +112,7 @@ def _rows_at_a_time(step, threads):
 def with_shared_memory(steps):
     """Give steps other arrays to write to, in one piece of memory where none lies on another that is needed.
 
-    The largest come first, each as low as it fits.
+    Arrays of one lifetime lie side by side. The largest of such blocks come first, each as low as it fits.
 
     Returns
     -------
@@ -120,16 +120,16 @@ def with_shared_memory(steps):
     int
         Bytes of that memory.
     """
-    lifetimes = {}
+    uses = {}
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
-            lifetimes.setdefault(id(array), _Lifetime(array, number)).last = number
-        for array in _arrays(step.inputs):
-            if id(array) in lifetimes:
-                lifetimes[id(array)].last = number
+            uses.setdefault(id(array), (array, number))
+    last_use = {
+        id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
+    }
     blocks = {}
-    for lifetime in lifetimes.values():
-        blocks.setdefault((lifetime.first, lifetime.last), []).append(lifetime.array)
+    for array, first in uses.values():
+        blocks.setdefault((first, last_use[id(array)]), []).append(array)
     placed, places = [], {}
     for (first, last), arrays in sorted(blocks.items(), key=lambda block: -sum(map(_memory, block[1]))):
         ends = list(accumulate(map(_memory, arrays), initial=0))
@@ -151,15 +151,8 @@ def with_shared_memory(steps):
     return steps, memory.nbytes
 
 
-class _Lifetime:
-    """An array, and the numbers of the steps that write it first and use it last."""
-
-    def __init__(self, array, first):
-        self.array, self.first, self.last = array, first, first
-
-
 _Block = namedtuple("_Block", "start end first last")
-"""Where arrays of one lifetime lie, in bytes."""
+"""Where arrays of one lifetime lie, in bytes, and the numbers of the steps that write them first and use them last."""
 
 
 def _memory(array):
