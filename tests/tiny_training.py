@@ -77,7 +77,7 @@ def write_data(folder, photos=8, seed=0):
 def stage(name, bits=(32, 32), iterations=4, rate=2e-3, scales=(32, 16, 8, 4), **entries):
     """One stage of a configuration, as TOML; further entries by name."""
     entries |= {"name": name, "weight_bits": bits[0], "activation_bits": bits[1], "iterations": iterations}
-    entries |= {"encoder_rate": rate, "decoder_rate": rate, "scales": list(scales)}
+    entries = {"encoder_rate": rate, "decoder_rate": rate, "scales": list(scales)} | entries
     return "\n[[stages]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in entries.items())
 
 

@@ -44,7 +44,8 @@ class Stage:
     iterations : int
         Batches to train on; 0: the network is only measured.
     encoder_rate, decoder_rate : float
-        Peak AdamW learning rates; they fall along half a cosine to zero.
+        Peak AdamW learning rates; they fall along half a cosine to zero. An encoder's of 0 freezes it as it is, with
+        BatchNorm's statistics.
     scales : tuple of int
         Strides that carry a loss: [32] to [32, 16, 8, 4].
     quantizer_rate : float
@@ -363,7 +364,7 @@ def _demands(config):
 def _stage_demands(stage):
     """The same for one stage."""
     bits = stage.weight_bits, stage.activation_bits
-    rates = stage.encoder_rate, stage.decoder_rate, stage.quantizer_rate
+    rates = stage.decoder_rate, stage.quantizer_rate
     distinct = [stride for stride in STRIDES if stride in stage.scales]
     return [
         (
@@ -376,6 +377,7 @@ def _stage_demands(stage):
         ),
         (stage.iterations >= 0, "iterations must not be negative"),
         (all(rate > 0 for rate in rates), "learning rates must be positive"),
+        (stage.encoder_rate >= 0, "encoder_rate must be positive, or 0 for an encoder that stays as it is"),
         (stage.labels >= 0, "labels must not be negative"),
         (stage.distillation >= 0, "distillation must not be negative"),
         (stage.labels + stage.distillation > 0, "labels and distillation must not both be 0"),

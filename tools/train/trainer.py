@@ -110,6 +110,8 @@ class Trainer:
         """
         while self.stage_index < len(self.config.stages):
             stage = self.config.stages[self.stage_index]
+            self.network.norms_frozen = stage.frozen_norms
+            self.network.freeze_encoder(stage.encoder_rate == 0)
             if self.iteration == 0:
                 self._enter(stage)
             self._train(stage)
@@ -172,7 +174,6 @@ class Trainer:
         numbers = range(first, first + stage.iterations - self.iteration)
         begin = saved = shown = time.monotonic()
         begun_at = self.iteration
-        self.network.norms_frozen = stage.frozen_norms
         for images, labels in batch_stream(self.batches, numbers, self.workers):
             self._note_loss(self._train_batch(network, stage, images, labels))
             now = time.monotonic()
