@@ -50,7 +50,7 @@ class TestConfig:
             ("stage", "scales", (32, 64), "stage 'float': scales must be some of 4, 8, 16, 32"),
             ("stage", "scales", (), "stage 'float': scales must be some of 4, 8, 16, 32"),
             ("stage", "iterations", -1, "stage 'float': iterations must not be negative"),
-            ("stage", "encoder_rate", -1.0, "stage 'float': encoder_rate must be positive, or 0 for an encoder"),
+            ("stage", "encoder_rate", -1.0, "stage 'float': encoder_rate must be positive, or 0 to train"),
             ("stage", "decoder_rate", 0.0, "stage 'float': learning rates must be positive"),
             ("stage", "name", "checkpoint", "stage 'checkpoint': the name must suit a file and not be 'checkpoint'"),
             (None, "quantizer", "pact", "quantizer must be one of learned, dorefa"),

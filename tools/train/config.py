@@ -44,8 +44,8 @@ class Stage:
     iterations : int
         Batches to train on; 0: the network is only measured.
     encoder_rate, decoder_rate : float
-        Peak AdamW learning rates; they fall along half a cosine to zero. An encoder's of 0 freezes it as it is, with
-        BatchNorm's statistics.
+        Peak AdamW learning rates; they fall along half a cosine to zero. 0: the encoder's weights and scales
+        stay as they are, and the decoder alone is trained.
     scales : tuple of int
         Strides that carry a loss: [32] to [32, 16, 8, 4].
     quantizer_rate : float
@@ -377,7 +377,7 @@ def _stage_demands(stage):
         ),
         (stage.iterations >= 0, "iterations must not be negative"),
         (all(rate > 0 for rate in rates), "learning rates must be positive"),
-        (stage.encoder_rate >= 0, "encoder_rate must be positive, or 0 for an encoder that stays as it is"),
+        (stage.encoder_rate >= 0, "encoder_rate must be positive, or 0 to train the decoder alone"),
         (stage.labels >= 0, "labels must not be negative"),
         (stage.distillation >= 0, "distillation must not be negative"),
         (stage.labels + stage.distillation > 0, "labels and distillation must not both be 0"),

@@ -210,14 +210,12 @@ class BitFCN(nn.Module):
     ----------
     norms_frozen : bool
         Whether BatchNorm keeps its statistics, and normalises by them, in training too.
-    encoder_frozen : bool
-        Whether the encoder stays as it is in training, statistics included, and has no gradients; see `freeze_encoder`.
     """
 
     def __init__(self, architecture, quantizer="learned"):
         super().__init__()
         self.architecture = architecture
-        self.norms_frozen = self.encoder_frozen = False
+        self.norms_frozen = False
         self.encoder = Encoder(architecture, QUANTIZERS[quantizer])
         for stride in STRIDES:
             self.add_module(f"branch{stride}", Branch(architecture, stride, QUANTIZERS[quantizer]))
@@ -281,19 +279,12 @@ class BitFCN(nn.Module):
             self.get_submodule(name).weight_quantizer.bits = bits
 
     def train(self, mode=True):
-        """Switch between training and evaluation, as for every `torch.nn.Module`; what is frozen stays as it is."""
+        """Switch between training and evaluation, as for every `torch.nn.Module`; frozen BatchNorm stays as it is."""
         super().train(mode)
-        if self.encoder_frozen:
-            self.encoder.eval()
         if self.norms_frozen:
             for norm in self._norms():
                 norm.eval()
         return self
-
-    def freeze_encoder(self, frozen):
-        """Set whether the encoder is frozen."""
-        self.encoder_frozen = frozen
-        self.encoder.requires_grad_(not frozen)
 
     def round_partly(self, share):
         """Set the `rounded_share` of all quantisers of fewer than 8 bits.
@@ -348,9 +339,7 @@ class BitFCN(nn.Module):
             quantizer.calibrating = False
 
     def _norms(self):
-        """BatchNorm of all that is not frozen."""
-        norms = {name: module for name, module in self.named_modules() if isinstance(module, nn.BatchNorm2d)}
-        return [norm for name, norm in norms.items() if not (self.encoder_frozen and name.startswith("encoder."))]
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
     @contextmanager
     def _normalised_by_batch(self, momentum):

@@ -111,7 +111,7 @@ class Trainer:
         while self.stage_index < len(self.config.stages):
             stage = self.config.stages[self.stage_index]
             self.network.norms_frozen = stage.frozen_norms
-            self.network.freeze_encoder(stage.encoder_rate == 0)
+            self.network.encoder.requires_grad_(stage.encoder_rate > 0)
             if self.iteration == 0:
                 self._enter(stage)
             self._train(stage)
