@@ -87,15 +87,16 @@ class TestRun:
         self.trainer(config_path, tiny_data, tmp_path).run()
         assert_ended_alike(finished, tmp_path, trained=8)
 
-    def test_statistics_come_from_photos_as_they_are(self, tiny_data, tmp_path):
-        stage = tiny_training.stage("w2a2", (2, 2), norm_batches=3)
+    @pytest.mark.parametrize("augmented", [False, True])
+    def test_statistics_come_from_photos_as_they_are_or_as_they_are_trained_on(self, tiny_data, tmp_path, augmented):
+        stage = tiny_training.stage("w2a2", (2, 2), norm_batches=3, norm_augmented=augmented)
         config = read_config(tiny_training.write_config(tmp_path / "tiny.toml", stage))
         self.trainer(config, tiny_data, tmp_path / "run").run()
         network = load_network(tmp_path / "run" / "w2a2.pt")[0]
         preprocessing = config.preprocessing
         found = {name: value.clone() for name, value in network.named_buffers() if "running" in name}
-        plain = Augmentation(32, (1, 1), 0)
-        batches = Batches(open_dataset("voc7", tiny_data, "train"), plain, preprocessing.mean, 4, seed=3)
+        augmentation = config.augmentation if augmented else Augmentation(32, (1, 1), 0)
+        batches = Batches(open_dataset("voc7", tiny_data, "train"), augmentation, preprocessing.mean, 4, seed=3)
         network.estimate_norms(normalise(batches[number][0], preprocessing) for number in range(3))
         for name, value in network.named_buffers():
             if name in found:

@@ -65,8 +65,10 @@ class Stage:
         Part of the stage, from its beginning, during which feature maps and weights of fewer than 8 bits are rounded
         more and more, see `quantizers.Quantizer`; 0: they are rounded at once.
     norm_batches : int
-        Unaugmented batches (a crop at the photo's own size) from which BatchNorm's statistics are estimated anew, at
-        the end of the stage or, if they are frozen, at its beginning; 0: they stay what they are.
+        Batches from which BatchNorm's statistics are estimated anew, at the end of the stage or, if they are frozen, at
+        its beginning; 0: they stay what they are.
+    norm_augmented : bool
+        Whether these are augmented as for training; otherwise each is a crop at the photo's own size and colour.
     frozen_norms : bool
         BatchNorm normalises by these statistics while it trains, as the converted network will, and not by those of
         each batch.
@@ -87,6 +89,7 @@ class Stage:
     evaluate: bool = True
     blend: float = 0.0
     norm_batches: int = 0
+    norm_augmented: bool = False
     frozen_norms: bool = False
 
 

@@ -75,8 +75,10 @@ class Trainer:
         batches = config.preprocessing.mean, config.batch_size, config.seed
         part = distributed.share(config.batch_size)
         self.batches = Batches(train_set, config.augmentation, *batches, part)
+        # The same on all processes, for what each of them works out for itself.
+        self.whole_batches = Batches(train_set, config.augmentation, *batches)
         self.plain_batches = Batches(train_set, replace(config.augmentation, scale=(1, 1), colour=0), *batches)
-        self.calibration_images = self._images(Batches(train_set, config.augmentation, *batches)[0][0])
+        self.calibration_images = self._images(self.whole_batches[0][0])
         self.class_weights = class_weights(train_set).to(self.device) if config.class_weights == "log" else None
         torch.manual_seed(config.seed)
         network = BitFCN(config.architecture, config.quantizer)
@@ -156,7 +158,8 @@ class Trainer:
     def _estimate_norms(self, stage):
         if stage.norm_batches == 0:
             return
-        batches = batch_stream(self.plain_batches, range(stage.norm_batches), self.workers)
+        batches = self.whole_batches if stage.norm_augmented else self.plain_batches
+        batches = batch_stream(batches, range(stage.norm_batches), self.workers)
         with self._autocast():
             self.network.estimate_norms(self._images(photos) for photos, _ in batches)
 
