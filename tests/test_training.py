@@ -136,7 +136,8 @@ class TestRun:
         trained = dict(load_network(tmp_path / "whole" / "decoder.pt")[0].named_parameters())
         assert {name for name in trained if not name.startswith("encoder.")} >= changed & set(trained)
         assert {"branch4.reduce.conv.weight", "branch4.reduce.norm.weight", "branch4.classifier.conv.bias"} <= changed
-        assert not torch.equal(frozen["encoder.stage1.0.conv1.conv.weight"], after["encoder.stage1.0.conv1.conv.weight"])
+        weight = "encoder.stage1.0.conv1.conv.weight"
+        assert not torch.equal(frozen[weight], after[weight])
         with monkeypatch.context() as context:
             stop_after(context, 6)
             with pytest.raises(Stopped):
