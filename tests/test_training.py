@@ -62,6 +62,14 @@ class TestRun:
         config = config if not isinstance(config, Path) else read_config(config)
         return Trainer(config, tiny_data, output, "command", workers=0, **arguments)
 
+    def stop_and_go_on(self, config, tiny_data, output, monkeypatch, iterations=6):
+        """Train in two runs, of which the first stops after some iterations."""
+        with monkeypatch.context() as context:
+            stop_after(context, iterations)
+            with pytest.raises(Stopped):
+                self.trainer(config, tiny_data, output).run()
+        self.trainer(config, tiny_data, output).run()
+
     def test_a_run_leaves_its_configuration_and_a_checkpoint_of_every_stage(self, finished, config_path):
         assert sorted(path.name for path in finished.iterdir()) == [
             "checkpoint.pt",
@@ -80,11 +88,7 @@ class TestRun:
     def test_a_stopped_run_ends_like_one_that_was_not(
         self, tiny_data, config_path, finished, tmp_path, monkeypatch, iterations
     ):
-        with monkeypatch.context() as context:
-            stop_after(context, iterations)
-            with pytest.raises(Stopped):
-                self.trainer(config_path, tiny_data, tmp_path).run()
-        self.trainer(config_path, tiny_data, tmp_path).run()
+        self.stop_and_go_on(config_path, tiny_data, tmp_path, monkeypatch, iterations)
         assert_ended_alike(finished, tmp_path, trained=8)
 
     @pytest.mark.parametrize("augmented", [False, True])
@@ -118,11 +122,7 @@ class TestRun:
         assert not torch.equal(statistics[2], statistics[3])
         assert not torch.equal(statistics[3], statistics[4])
         assert all(torch.equal(value, statistics[4]) for value in statistics[5:]) and len(statistics) == 8
-        with monkeypatch.context() as context:
-            stop_after(context, 6)
-            with pytest.raises(Stopped):
-                self.trainer(config, tiny_data, tmp_path / "stopped").run()
-        self.trainer(config, tiny_data, tmp_path / "stopped").run()
+        self.stop_and_go_on(config, tiny_data, tmp_path / "stopped", monkeypatch)
         assert_ended_alike(tmp_path / "whole", tmp_path / "stopped", trained=8)
 
     def test_without_a_rate_for_the_encoder_the_decoder_alone_is_trained(self, tiny_data, tmp_path, monkeypatch):
@@ -138,11 +138,7 @@ class TestRun:
         assert {"branch4.reduce.conv.weight", "branch4.reduce.norm.weight", "branch4.classifier.conv.bias"} <= changed
         weight = "encoder.stage1.0.conv1.conv.weight"
         assert not torch.equal(frozen[weight], after[weight])
-        with monkeypatch.context() as context:
-            stop_after(context, 6)
-            with pytest.raises(Stopped):
-                self.trainer(config, tiny_data, tmp_path / "stopped").run()
-        self.trainer(config, tiny_data, tmp_path / "stopped").run()
+        self.stop_and_go_on(config, tiny_data, tmp_path / "stopped", monkeypatch)
         assert_ended_alike(tmp_path / "whole", tmp_path / "stopped", trained=12)
 
     def test_rounding_comes_in_little_by_little_and_is_whole_in_the_end(self, tiny_data, tmp_path, monkeypatch):
