@@ -42,10 +42,10 @@ class Stage:
     weight_bits, activation_bits : int
         1 to 8, or 32 for floating point.
     iterations : int
-        Batches to train on; 0: the network is only measured.
+        Batches to train on; 0: the network is only measured, its statistics estimated anew before if asked for.
     encoder_rate, decoder_rate : float
-        Peak AdamW learning rates; they fall along half a cosine to zero. 0: the encoder's weights and scales
-        stay as they are, and the decoder alone is trained.
+        Peak AdamW learning rates; they fall along half a cosine to zero. With an `encoder_rate` of 0 the encoder's
+        weights and scales stay as they are: the decoder alone is trained.
     scales : tuple of int
         Strides that carry a loss: [32] to [32, 16, 8, 4].
     quantizer_rate : float
