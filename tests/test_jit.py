@@ -143,3 +143,33 @@ except Exception as error:
     assert outputs[-1].stdout.startswith("2\n"), outputs[-1].stderr
     assert "increased is a kernel, called from Python alone" in outputs[-1].stdout
     assert ("compiling" in outputs[-1].stderr) is not cached
+
+
+FIRST_RUN = """
+import os, sys
+from bitseg.kernels import jit
+from bitseg.segmenter import load
+jit.compile_in_two_processes()
+jit._in_two_processes = True  # however many processors there are
+if "lost" in sys.argv:
+    start = jit._Helper.start
+    def start_and_lose(self):
+        start(self)
+        os.kill(self.process, 9)
+    jit._Helper.start = start_and_lose
+load("voc7-w2a2", threads=1)
+print(jit.compilations())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a second process compiles")
+@pytest.mark.parametrize("helper", ["works", "lost"])
+def test_kernels_are_compiled_whether_the_second_process_finishes_or_not(tmp_path, helper):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def compilations(*arguments):
+        command = [sys.executable, "-c", FIRST_RUN, *arguments]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert compilations(helper) > 10
+    assert compilations("works") == 0

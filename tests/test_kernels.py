@@ -1,5 +1,6 @@
 """Every kernel equals its NumPy twin bit for bit."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from bitseg.architecture import Convolution
 from bitseg.kernels import simd
 from bitseg.model_file import LayerWeights, StreamScales
 from bitseg.network import reference
-from bitseg.network.layout import pack_bit_planes, select_kernel, unpack_bit_planes
+from bitseg.network.layout import pack_bit_planes, select_kernel, stem_filters, unpack_bit_planes
 from bitseg.network.operations import Operations
 from bitseg.network.reference import ReferenceOperations
 
@@ -86,6 +87,34 @@ def test_codes_of_another_type_are_refused_with_the_mend():
 
 
 KERNELS = ["popcount", "dot", pytest.param("lookup", marks=needs_byte_shuffle)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "weight_bits, input_bits", [(1, 1), (1, 2), (2, 2), (1, 4), (4, 4), (4, 6), (8, 4), (4, 8), (5, 8)]
+)
+@pytest.mark.parametrize("size, channels", [(1, 640), (3, 192)])
+def test_sums_of_uneven_weights_do_not_overflow_a_lane(size, channels, weight_bits, input_bits, kernel):
+    # Kernels add as many products as the weights allow: here some runs of channels allow far fewer than others, all
+    # codes are the largest, and filters turn from all positive to all negative.
+    generator = np.random.default_rng([size, weight_bits, input_bits])
+    convolution, weights, codes = random_layer(generator, (3, 4, channels, 40, size, 1), weight_bits, input_bits, 8)
+    largest = 2**weight_bits - 1
+    for weight_codes in weights.codes:
+        start, stop = np.sort(generator.integers(0, channels, 2))
+        sign = generator.integers(2)
+        weight_codes[..., start:stop] = largest * sign
+        weight_codes[..., :start] >>= generator.integers(weight_bits, dtype=np.uint8)
+        weight_codes[..., stop:] = largest * (1 - sign) if generator.integers(2) else 0
+    codes[...] = 2**input_bits - 1
+    spread = np.float32(200 / convolution.largest_sum)
+    weights = replace(weights, multiplier=np.full(40, spread / 2), offset=np.full(40, 128, np.float32))
+    operations, plain = Operations(1, kernel), ReferenceOperations()
+    planes = pack_bit_planes(codes, input_bits, convolution.padding)
+    result = operations.convolve(planes, operations.prepare(convolution, weights))
+    expected = plain.convolve(codes, plain.prepare(convolution, weights))
+    assert len(np.unique(expected)) > 10
+    assert np.array_equal(unpack_bit_planes(result, 40), expected)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -210,7 +239,10 @@ def test_the_end_of_a_block_equals_numpy(generator, stream_bits, activation_bits
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (32, 160)])
 @pytest.mark.parametrize("out_channels", [16, 64, 70])
-def test_the_stem_equals_numpy(generator, size, out_channels, threads):
+@pytest.mark.parametrize("by_winograd", [None, False])
+def test_the_stem_equals_numpy(monkeypatch, generator, size, out_channels, threads, by_winograd):
+    filters = functools.partial(stem_filters, by_winograd=by_winograd)
+    monkeypatch.setattr("bitseg.network.operations.stem_filters", filters)
     image = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
     convolution, weights, _ = random_layer(generator, (*size, 3, out_channels, 7, 2), 8, 8, 8)
     scales = StreamScales(np.float32(0), np.float32(0.02))

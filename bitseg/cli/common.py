@@ -151,10 +151,12 @@ def load_segmenter(model, threads, jobs, kernel, palette, classes, pictures=math
     BitsegError
         The model does not exist, or does not know one of the classes.
     """
+    from ..kernels.jit import compile_in_two_processes
     from ..network.operations import available_threads
     from ..segmentation import class_id
     from ..segmenter import load
 
+    compile_in_two_processes()
     threads = threads or available_threads()
     jobs = min(jobs or threads, pictures)
     segmenter = load(model, max(1, threads // jobs), kernel, palette)

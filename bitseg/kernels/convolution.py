@@ -10,12 +10,11 @@ Arguments that may be None choose what is compiled: of branches on them Numba ke
 from collections import namedtuple
 
 import numpy as np
-from numba.extending import overload
 
 from . import dot, lookup, popcount, simd
 from .bitplanes import clear_border, first_half, pack_pixels
 from .feature_maps import add_sums, columns, margin
-from .jit import borrowed, keep, kernel, part
+from .jit import borrowed, chosen_by_types, keep, kernel, part
 from .sharing import next_row, take_row
 
 LANES = 32
@@ -63,28 +62,25 @@ def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     """
 
 
-@overload(pixels_at_a_time)
+@chosen_by_types(pixels_at_a_time)
 def _pixels_at_a_time(filters):
     together = _MODULES[filters.instance_class].PIXELS
     return lambda filters: max(1, SUMS_IN_CACHE // together // filters.multiplier.size) * together
 
 
-@overload(workspace)
+@chosen_by_types(workspace)
 def _workspace(planes, filters, pixels):
-    implementation = _MODULES[filters.instance_class].workspace
-    return lambda planes, filters, pixels: implementation(planes, filters, pixels)
+    return _MODULES[filters.instance_class].workspace
 
 
-@overload(begin_row)
+@chosen_by_types(begin_row)
 def _begin_row(planes, filters, space, y):
-    implementation = _MODULES[filters.instance_class].begin_row
-    return lambda planes, filters, space, y: implementation(planes, filters, space, y)
+    return _MODULES[filters.instance_class].begin_row
 
 
-@overload(convolve_pixels)
+@chosen_by_types(convolve_pixels)
 def _convolve_pixels(planes, filters, space, y, x0, x1, sums):
-    implementation = _MODULES[filters.instance_class].convolve_pixels
-    return lambda planes, filters, space, y, x0, x1, sums: implementation(planes, filters, space, y, x0, x1, sums)
+    return _MODULES[filters.instance_class].convolve_pixels
 
 
 @part
@@ -124,7 +120,7 @@ def _add_every(stride, totals, centers):
 @part
 def scale(sums, position, center, filters, channel):
     """``t * multiplier + offset`` for 32 channels, ``t = 2 sum(a w) - center``; each step rounded to float32."""
-    value = simd.to_f32x32(simd.load_signed_sums(sums, position, center))
+    value = simd.signed_sums_to_f32x32(sums, position, center)
     value = simd.multiply_float(value, simd.load_f32x32(filters.multiplier, channel))
     return simd.add_float(value, simd.load_f32x32(filters.offset, channel))
 
@@ -179,9 +175,9 @@ def _pack_sums(centers, steps, sums, y, x0, x1, result):
     channels = sums.shape[1]
     half, halves = first_half(result, y, x0)
     for x in range(x0, x1):
-        total = 0
+        center, total = centers[x], 0
         for c in range(0, channels, LANES):
-            value = simd.load_signed_sums(sums, (x - x0) * channels + c, centers[x])
+            value = simd.load_signed_sums(sums, (x - x0) * channels + c, center)
             total += simd.store_steps(result.words, half + c // LANES, value, steps, c)
         if channels % 64:
             simd.clear_half(result.words, half + halves - 1)
@@ -229,19 +225,26 @@ def convolve_to_stream(
             convolve_pixels(planes, filters, space, y, x0, x1, sums)
             if projection is not None:
                 convolve_pixels(block_planes, block_filters, block_space, y, x0, x1, projected)
+            if result is not None:
+                half, halves = first_half(activations, y, x0)
             for x in range(x0, x1):
+                center, total = centers[x], 0
                 for c in range(0, channels, LANES):
                     position, stream_position = (x - x0) * channels + c, (y * width + x) * channels + c
-                    value = scale(sums, position, centers[x], filters, c)
+                    value = scale(sums, position, center, filters, c)
                     if shortcut is not None:
-                        incoming = simd.to_f32x32(simd.load_u8x32(shortcut, stream_position))
-                        factor = simd.broadcast_f32x32(shortcut_multiplier)
-                        value = simd.add_float(value, simd.multiply_float(incoming, factor))
+                        incoming = simd.load_u8x32(shortcut, stream_position)
+                        value = simd.add_float(value, simd.multiply_codes(incoming, shortcut_multiplier))
                     if projection is not None:
                         value = simd.add_float(value, scale(projected, position, block_centers[x], block_filters, c))
-                    simd.store(stream, stream_position, simd.round_to_u8x32(value, rounding.largest))
+                    codes = simd.round_to_u8x32(value, rounding.largest)
+                    simd.store(stream, stream_position, codes)
+                    if result is not None:
+                        total += _pack_codes(codes, rounding.steps, activations, half + c // LANES)
+                if result is not None:
+                    half = _end_pixel(rounding.steps, activations, y, x, half, halves, total, channels)
             if result is not None:
-                pack_stream(stream, rounding, rounding.steps, activations, y, x0, x1)
+                _pack_products(stream, rounding, rounding.steps, activations, y, x0, x1)
         y = next_row(share, y)
     keep(memory)
     if projection is not None:
@@ -249,26 +252,46 @@ def convolve_to_stream(
 
 
 @part
-def pack_stream(stream, rounding, steps, result, y, x0, x1):
-    """Pixels x0 to x1 of row `y` of the stream as activation codes, packed; `steps` are those of `rounding`."""
+def pack_stream(stream, rounding, result, y, x0, x1):
+    """Pixels x0 to x1 of row `y` of the stream as activation codes, packed."""
     _, width, channels = stream.shape
-    first = (y * width + x0) * channels
-    if steps is not None:
-        half, halves = first_half(result, y, x0)
-        for x in range(x0, x1):
-            total = 0
-            for c in range(0, channels, LANES):
-                value = simd.load_u8x32(stream, first + (x - x0) * channels + c)
-                total += simd.store_steps(result.words, half + c // LANES, value, steps, 0)
-            if channels % 64:
-                simd.clear_half(result.words, half + halves - 1)
-            half += halves
-            result.sums[y + result.margin, x + result.margin] = total
+    half, halves = first_half(result, y, x0)
+    for x in range(x0, x1):
+        total = 0
+        for c in range(0, channels, LANES):
+            codes = simd.load_u8x32(stream, (y * width + x) * channels + c)
+            total += _pack_codes(codes, rounding.steps, result, half + c // LANES)
+        half = _end_pixel(rounding.steps, result, y, x, half, halves, total, channels)
+    _pack_products(stream, rounding, rounding.steps, result, y, x0, x1)
+
+
+@part
+def _pack_codes(codes, steps, result, half):
+    """32 stream codes as activation codes, packed, where they are found by `Rounding.steps`; their sum."""
     if steps is None:
+        return 0
+    return simd.store_steps(result.words, half, codes, steps, 0)
+
+
+@part
+def _end_pixel(steps, result, y, x, half, halves, total, channels):
+    """Write what packing leaves of a pixel: its sum, and a half word without channels; the next pixel's first half."""
+    if steps is not None:
+        if channels % 64:
+            simd.clear_half(result.words, half + halves - 1)
+        result.sums[y + result.margin, x + result.margin] = total
+    return half + halves
+
+
+@part
+def _pack_products(stream, rounding, steps, result, y, x0, x1):
+    """Pixels x0 to x1 of row `y` of the stream as activation codes, packed, where there are no `Rounding.steps`."""
+    if steps is None:
+        _, width, channels = stream.shape
+        first = (y * width + x0) * channels
         codes = np.empty((x1 - x0, channels), np.uint8)
-        factor = simd.broadcast_f32x32(rounding.activation_multiplier)
         for position in range(0, codes.size, LANES):
-            value = simd.multiply_float(simd.to_f32x32(simd.load_u8x32(stream, first + position)), factor)
+            value = simd.multiply_codes(simd.load_u8x32(stream, first + position), rounding.activation_multiplier)
             simd.store(codes, position, simd.round_to_u8x32(value, rounding.activation_largest))
         pack_pixels(codes, result, y, x0, x1)
 
@@ -292,10 +315,12 @@ def convolve_to_scores(filters, planes, share, scores):
             for x in range(x0, x1):
                 for c in range(0, classes, LANES):
                     position = (x - x0) * channels + c
-                    simd.store(values, position, scale(sums, position, centers[x], filters, c))
+                    value = scale(sums, position, centers[x], filters, c)
+                    simd.store(values, position, simd.to_channel_order(value))
             # Class by class: the same place in all classes would be the same few lines of the cache.
             for c in range(classes):
-                for x in range(x0, x1):
-                    scores[c, y, x] = values[x - x0, c]
+                row = scores[c, y, x0:x1]
+                for x in range(np.uint32(len(row))):
+                    row[x] = values[x, c]
         y = next_row(share, y)
     keep(memory)

@@ -29,7 +29,7 @@ weights : array of int8 or int16, shape (ceil(out / lanes), kernel, groups of a 
 zero : uint8 or int16
     0, of the type that the activation codes get.
 most : int
-    Dot products that may be added before a lane of `simd.zero_dots` could overflow, where that is possible.
+    Dot products that may be added before a lane of `simd.zero_dots` overflows, whatever the codes.
 levels : int32
     ``sum(a (2 q - largest q)) = 2 sum(a w) - levels * sum(a)`` for the stored weights w.
 The other fields are those of `popcount.PopcountFilters`.
@@ -37,16 +37,14 @@ The other fields are those of `popcount.PopcountFilters`.
 
 
 def types(weight_bits, input_bits):
-    """Types of codes and of weights, and `DotFilters.most`.
-
-    Where bytes are multiplied by pairs (AVX2), 16 bits must hold two products.
-    """
+    """Types of codes and of weights."""
     if simd.has_byte_dot_product():
-        return np.uint8, np.int8, np.iinfo(np.int32).max
-    pairs = np.iinfo(np.int16).max // (2 * (2**input_bits - 1) * 2 ** (weight_bits - 1))
-    if simd.has_byte_pair_product() and pairs:
-        return np.uint8, np.int8, pairs
-    return np.int16, np.int16, np.iinfo(np.int32).max
+        return np.uint8, np.int8
+    # Where bytes are multiplied by pairs (AVX2), 16 bits must hold two products.
+    largest_code, largest_weight = 2**input_bits - 1, 2 ** (weight_bits - 1)
+    if simd.has_byte_pair_product() and 2 * largest_code * largest_weight <= np.iinfo(np.int16).max:
+        return np.uint8, np.int8
+    return np.int16, np.int16
 
 
 @part
@@ -83,19 +81,20 @@ def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     codes, _, starts = space
     step = filters.weights.shape[2] // filters.kernel * filters.weights.shape[4] * filters.stride
-    multiply_rows(codes, starts, step, filters, x0, x1, sums)
+    multiply_rows(codes, starts, step, filters.weights, filters.most, x0, x1, sums)
 
 
 @routine
-def multiply_rows(codes, starts, step, filters, x0, x1, sums):
+def multiply_rows(codes, starts, step, weights, most, x0, x1, sums):
     """Sums of products of weights and the windows of pixels x0 to x1: int32, shape (x1 - x0 + PIXELS - 1, out).
 
-    codes : array of the type of `filters.zero`
+    codes : array of the type of `DotFilters.zero`
         Read up to the windows of PIXELS - 1 pixels after the last one, whatever is there.
     starts : intp, shape (kernel,)
         Where each row of the window of pixel 0 begins in `codes`; that of pixel x lies ``x * step`` further.
+    weights, most :
+        As in `DotFilters`.
     """
-    weights = filters.weights
     blocks, kernel_size, groups = weights.shape[:3]
     group = simd.values_in_32_bits(weights)
     out = sums.shape[1]
@@ -106,12 +105,13 @@ def multiply_rows(codes, starts, step, filters, x0, x1, sums):
             sum1, sum2, sum3, sum4, sum5 = sum0, sum0, sum0, sum0, sum0
             dots0 = simd.zero_dots(weights)
             dots1, dots2, dots3, dots4, dots5 = dots0, dots0, dots0, dots0, dots0
-            room = filters.most
+            room = most
             for row in range(kernel_size):
                 start, done = starts[row] + x * step, 0
                 while done < groups:
                     until = min(done + room, groups)
                     for code in range(start + done * group, start + until * group, group):
+                        simd.not_unrolled(weights)
                         weight = simd.load_weights(weights, position)
                         position += LANES * group
                         dots0 = simd.add_dot_products(dots0, codes, code, weight)
@@ -135,7 +135,7 @@ def multiply_rows(codes, starts, step, filters, x0, x1, sums):
                         )
                         dots0 = simd.zero_dots(weights)
                         dots1, dots2, dots3, dots4, dots5 = dots0, dots0, dots0, dots0, dots0
-                        room = filters.most
+                        room = most
             o = (x - x0) * out + block * LANES
             simd.store(sums, o, simd.add_dots(sum0, dots0))
             simd.store(sums, o + out, simd.add_dots(sum1, dots1))

@@ -5,10 +5,9 @@ There are two kinds: bit-planes (`bitplanes.Planes`), and the residual stream, u
 """
 
 from numba.core import types
-from numba.extending import overload
 
 from . import simd
-from .jit import part
+from .jit import chosen_by_types, part
 
 
 def margin(feature_map):
@@ -31,56 +30,54 @@ def _is_stream(feature_map):
     return isinstance(feature_map, types.Array)
 
 
-@overload(margin)
+@chosen_by_types(margin)
 def _margin(feature_map):
     return (lambda feature_map: 0) if _is_stream(feature_map) else (lambda feature_map: feature_map.margin)
 
 
-@overload(columns)
+@chosen_by_types(columns)
 def _columns(feature_map):
     if _is_stream(feature_map):
         return lambda feature_map: feature_map.shape[1]
     return lambda feature_map: feature_map.sums.shape[1]
 
 
-@overload(add_sums)
+@chosen_by_types(add_sums)
 def _add_sums(feature_map, row, totals):
-    add = _add_sums_of_stream if _is_stream(feature_map) else _add_sums_of_planes
-    return lambda feature_map, row, totals: add(feature_map, row, totals)
+    return _add_sums_of_stream if _is_stream(feature_map) else _add_sums_of_planes
 
 
-@overload(write_codes)
+@chosen_by_types(write_codes)
 def _write_codes(feature_map, row, column, codes, position):
-    write = _copy_codes if _is_stream(feature_map) else _unpack_codes
-    return lambda feature_map, row, column, codes, position: write(feature_map, row, column, codes, position)
+    return _copy_codes if _is_stream(feature_map) else _unpack_codes
 
 
 @part
-def _add_sums_of_planes(planes, row, totals):
-    sums = planes.sums[row]
+def _add_sums_of_planes(feature_map, row, totals):
+    sums = feature_map.sums[row]
     for column in range(len(totals)):
         totals[column] += sums[column]
 
 
 @part
-def _add_sums_of_stream(stream, row, totals):
-    _, width, channels = stream.shape
+def _add_sums_of_stream(feature_map, row, totals):
+    _, width, channels = feature_map.shape
     for column in range(width):
         first = (row * width + column) * channels
         for c in range(0, channels, 32):
-            totals[column] += simd.sum_u8x32(simd.load_u8x32(stream, first + c))
+            totals[column] += simd.sum_u8x32(simd.load_u8x32(feature_map, first + c))
 
 
 @part
-def _copy_codes(stream, row, column, codes, position):
-    _, width, channels = stream.shape
+def _copy_codes(feature_map, row, column, codes, position):
+    _, width, channels = feature_map.shape
     first = (row * width + column) * channels
     for c in range(0, channels, 32):
-        simd.store(codes, position + c, simd.to_elements_of(codes, simd.load_u8x32(stream, first + c)))
+        simd.store(codes, position + c, simd.to_elements_of(codes, simd.load_u8x32(feature_map, first + c)))
 
 
 @part
-def _unpack_codes(planes, row, column, codes, position):
-    _, width, words = planes.words[0].shape
+def _unpack_codes(feature_map, row, column, codes, position):
+    _, width, words = feature_map.words[0].shape
     for word in range(words):
-        simd.store_codes(codes, position + word * 64, planes.words, (row * width + column) * words + word)
+        simd.store_codes(codes, position + word * 64, feature_map.words, (row * width + column) * words + word)

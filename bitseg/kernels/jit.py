@@ -1,6 +1,7 @@
 """How kernels are compiled: without the GIL, and kept on disk where there is a place for them."""
 
 import hashlib
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numba.core import cgutils, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.runtime import rtsys
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic, overload, register_jitable
 from numba.np import numpy_support
 
 # The wrapper for C would be a sixth of the time to compile.
@@ -26,6 +27,14 @@ def routine(function):
 def part(function):
     """Compile a function that kernels call, as part of each: without a way in from Python, which takes longer."""
     return register_jitable(**_OPTIONS, forceinline=True)(function)
+
+
+def chosen_by_types(function):
+    """A part of which there are several: the decorated function returns the one for the types of its arguments.
+
+    Arguments have the names that those of `function` have, which says what all of them do.
+    """
+    return overload(function, jit_options={**_OPTIONS, "forceinline": True})
 
 
 def kernel(function):
@@ -108,6 +117,57 @@ def numba_type(value):
     return numba.typeof(value)
 
 
+def entry_points(calls):
+    """The `entry_point` of each of a list of pairs, a function and its arguments.
+
+    Where `compile_in_two_processes` allows it and one has to be compiled, a second process compiles some kernels
+    meanwhile, in all their types, and leaves them in the cache. Each index of the cache then has one writer.
+    """
+    global _before_first
+    ours = [call for call in calls if call[0].__name__ in _HALF]
+    theirs = [call for call in calls if call[0].__name__ not in _HALF]
+    helper = _Helper(theirs)
+    _before_first = helper.start if _in_two_processes else None
+    try:
+        for call in ours:
+            entry_point(*call)
+    finally:
+        _before_first = None
+        helper.wait()
+    return [entry_point(*call) for call in calls]
+
+
+def compile_in_two_processes():
+    """Allow `entry_points` to fork: for programs of one thread, such as the command line at its start."""
+    global _in_two_processes
+    _in_two_processes = sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
+
+
+class _Helper:
+    """A forked process that compiles kernels; if it fails, they are compiled here."""
+
+    def __init__(self, calls):
+        self.calls, self.process = calls, None
+
+    def start(self):
+        global _compiled_by_helpers
+        with suppress(OSError):  # as many processes as there may be
+            self.process = os.fork()
+        if self.process == 0:
+            try:
+                for call in self.calls:
+                    entry_point(*call)
+            finally:
+                # Nothing of what the parent has open is flushed, closed or reported here.
+                os._exit(0)
+        if self.process:
+            _compiled_by_helpers += len({(function, _kind(arguments)) for function, arguments in self.calls})
+
+    def wait(self):
+        if self.process:
+            os.waitpid(self.process, 0)
+
+
 def _kind(value):
     """What decides a value's Numba type, in a hundredth of the time that finding that out takes Numba."""
     if isinstance(value, np.ndarray):
@@ -118,8 +178,8 @@ def _kind(value):
 
 
 def compilations():
-    """How many kernels this process has compiled so far because they were not in the cache."""
-    return sum(sum(compiled.stats.cache_misses.values()) for compiled in _kernels)
+    """How many kernels this process and its helpers have compiled so far because they were not in the cache."""
+    return _compiled_by_helpers + sum(sum(compiled.stats.cache_misses.values()) for compiled in _kernels)
 
 
 def cache_folder():
@@ -139,6 +199,12 @@ _SOURCES = _kernel_sources()
 _kernels: list = []
 _entry_points: dict = {}
 _announced = False
+_in_two_processes = False
+_before_first = None
+_compiled_by_helpers = 0
+
+_HALF = "convolve_to_planes", "convolve_to_stream"
+"""Kernels that take half of the time to compile, all their types together."""
 
 
 def _announce(place):
@@ -146,6 +212,13 @@ def _announce(place):
     if not _announced:
         _announced = True
         print(f"bitseg: compiling for this CPU {place}; this takes some seconds", file=sys.stderr)
+
+
+def _start_helper():
+    global _before_first
+    start, _before_first = _before_first, None
+    if start is not None:
+        start()
 
 
 class _MachineCode(CompileResultCacheImpl):
@@ -200,6 +273,7 @@ class _KernelCache(FunctionCache):
                 self.flush()
         if found is None:
             _announce("once")
+            _start_helper()
         return found
 
     def save_overload(self, sig, data):

@@ -56,19 +56,19 @@ def _words_of_pixel(planes, lanes):
 
 
 @part
-def begin_row(planes, filters, offsets, y):
+def begin_row(planes, filters, space, y):
     """Nothing is made for each row."""
 
 
 @part
-def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
+def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     blocks, _, _, _, lanes = filters.weights[0].shape
     columns, pixel = planes.sums.shape[1], _words_of_pixel(planes, lanes)
     step = filters.stride * pixel
     border = planes.margin - filters.padding
     first = ((y * filters.stride + border) * columns + border) * pixel
-    out, last, taps = sums.shape[1], x1 - 1, len(offsets)
+    out, last, taps = sums.shape[1], x1 - 1, len(space)
     for x in range(x0, x1, PIXELS):
         # At the right edge the last pixel is computed again instead of one outside.
         p0, p1, p2, p3 = x, min(x + 1, last), min(x + 2, last), min(x + 3, last)
@@ -79,7 +79,7 @@ def convolve_pixels(planes, filters, offsets, y, x0, x1, sums):
             count1, count2, count3 = count0, count0, count0
             for tap in range(taps):
                 weight = simd.load_words(filters.weights, (block * taps + tap) * lanes)
-                offset = offsets[tap]
+                offset = space[tap]
                 word = simd.broadcast_words(planes.words, a0 + offset, filters.weights)
                 count0 = simd.count_matches(count0, word, weight)
                 word = simd.broadcast_words(planes.words, a1 + offset, filters.weights)

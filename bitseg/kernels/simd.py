@@ -12,6 +12,7 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_model
+from numba.np import numpy_support
 
 _INT32 = ir.IntType(32)
 
@@ -46,6 +47,7 @@ f32x32 = Vector("f32", ir.FloatType(), 32)
 u8x16 = Vector("u8", ir.IntType(8), 16)
 u8x32 = Vector("u8", ir.IntType(8), 32)
 u16x16 = Vector("u16", ir.IntType(16), 16)
+s16x16 = Vector("s16", ir.IntType(16), 16)
 s16x32 = Vector("s16", ir.IntType(16), 32)
 
 
@@ -82,6 +84,8 @@ load_f32x8 = _load(f32x8)
 load_f32x16 = _load(f32x16)
 load_f32x32 = _load(f32x32)
 load_u8x32 = _load(u8x32)
+load_s16x16 = _load(s16x16)
+load_i32x16 = _load(i32x16)
 
 
 @intrinsic
@@ -90,16 +94,20 @@ def load_signed_sums(typing_context, array, offset, center):
 
     Of int16 only the lowest 16 bits count, on the way: it is enough that the result fits.
     """
-    vector = s16x32 if array.dtype.bitwidth == 16 else i32x32
+    return _sums_of(array)(array, types.intp, types.int32), _signed_sums
 
-    def code(context, builder, signature, values):
-        array, offset, center = values
-        value = _load_unaligned(builder, _pointer(context, builder, signature.args[0], array, offset, vector), vector)
-        if vector is s16x32:
-            center = builder.trunc(center, vector.element)
-        return builder.sub(builder.add(value, value), _splat(builder, center, vector))
 
-    return vector(array, types.intp, types.int32), code
+def _sums_of(array):
+    return s16x32 if array.dtype.bitwidth == 16 else i32x32
+
+
+def _signed_sums(context, builder, signature, values):
+    array, offset, center = values
+    vector = _sums_of(signature.args[0])
+    value = _load_unaligned(builder, _pointer(context, builder, signature.args[0], array, offset, vector), vector)
+    if vector is s16x32:
+        center = builder.trunc(center, vector.element)
+    return builder.sub(builder.add(value, value), _splat(builder, center, vector))
 
 
 @intrinsic
@@ -128,7 +136,6 @@ def _broadcast(vector, scalar):
 broadcast_i32x16 = _broadcast(i32x16, types.int32)
 broadcast_f32x8 = _broadcast(f32x8, types.float32)
 broadcast_f32x16 = _broadcast(f32x16, types.float32)
-broadcast_f32x32 = _broadcast(f32x32, types.float32)
 
 
 def _binary(instruction):
@@ -142,22 +149,73 @@ def _binary(instruction):
     return operation
 
 
+add = _binary("add")
+subtract = _binary("sub")
 add_float = _binary("fadd")
 subtract_float = _binary("fsub")
 multiply_float = _binary("fmul")
 
 
+def lane_channels(bits):
+    """Which of 32 channels each of 32 lanes holds, where lanes are numbers of 8, 16 or 32 bits: a list.
+
+    AVX2 widens and narrows numbers within each 128-bit half of a vector. Channels in the order that this gives to 16
+    and 32 bits are in their natural order at 8, and no lane has to change halves, which takes longer than all else.
+    """
+    first = {8: [0], 16: [0, 8], 32: [0, 4, 8, 12]}[bits] if _works_by_halves() else [0]
+    size = 16 // len(first)
+    if not _works_by_halves():
+        return list(range(32))
+    return [half + start + lane for start in first for half in (0, 16) for lane in range(size)]
+
+
+def _works_by_halves():
+    return _has("avx2") and not _has("avx512bw")
+
+
 @intrinsic
-def to_f32x32(typing_context, a):
-    """float32 of 32 sums, or of 32 codes (u8x32)."""
+def signed_sums_to_f32x32(typing_context, array, offset, center):
+    """float32 of `load_signed_sums`, in the order of `lane_channels`."""
 
     def code(context, builder, signature, values):
-        if signature.args[0] == u8x32:
-            return builder.sitofp(builder.zext(values[0], i32x32.llvm), f32x32.llvm)
-        wide = values[0] if signature.args[0] == i32x32 else builder.sext(values[0], i32x32.llvm)
-        return builder.sitofp(wide, f32x32.llvm)
+        value = _signed_sums(context, builder, signature, values)
+        if value.type == i32x32.llvm:
+            return builder.sitofp(value, f32x32.llvm)
+        if not _works_by_halves():
+            return builder.sitofp(builder.sext(value, i32x32.llvm), f32x32.llvm)
+        array, offset, center = values
+        value = _signed_sums(context, builder, signature, (array, offset, builder.sub(center, _INT32(2**15))))
+        zero = ir.Constant(f32x32.llvm, [2.0**23 + 2.0**15] * 32)
+        return builder.fsub(_above_2_to_23(builder, value), zero)
 
-    return f32x32(a), code
+    return f32x32(array, types.intp, types.int32), code
+
+
+@intrinsic
+def multiply_codes(typing_context, codes, factor):
+    """``codes * factor``, each rounded to float32, of 32 codes (u8x32) in the order of `lane_channels`.
+
+    ``2**23 * factor`` must be finite.
+    """
+
+    def code(context, builder, signature, values):
+        codes, factor = values
+        if not (_works_by_halves() and _has("fma")):
+            return builder.fmul(_codes_to_float(builder, codes), _splat(builder, factor, f32x32))
+        # What is subtracted is a float32, so that all is rounded once, like the product.
+        zero = builder.fmul(factor, ir.Constant(ir.FloatType(), -(2.0**23)))
+        kind = ir.FunctionType(f32x32.llvm, [f32x32.llvm] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v32f32")
+        numbers = _above_2_to_23(builder, codes)
+        return builder.call(fma, [numbers, *(_splat(builder, number, f32x32) for number in (factor, zero))])
+
+    return f32x32(codes, types.float32), code
+
+
+def _codes_to_float(builder, codes):
+    if _works_by_halves():
+        return builder.fsub(_above_2_to_23(builder, codes), ir.Constant(f32x32.llvm, [2.0**23] * 32))
+    return builder.sitofp(builder.zext(codes, i32x32.llvm), f32x32.llvm)
 
 
 @intrinsic
@@ -176,7 +234,7 @@ def round_to_u8x32(typing_context, a, largest):
 
     def code(context, builder, signature, values):
         value = _minimum(builder, values[0], _splat(builder, values[1], f32x32))
-        if _has("avx2") and not _has("avx512bw"):
+        if _works_by_halves():
             return _round_and_saturate(builder, value)
         value = builder.select(
             builder.fcmp_ordered(">", value, ir.Constant(f32x32.llvm, [0.0] * 32)),
@@ -198,9 +256,49 @@ def _round_and_saturate(builder, value):
         for start in range(0, 32, 8)
     ]
     halves = [_x86(builder, "avx2.packssdw", i16x16, *whole[start : start + 2]) for start in (0, 2)]
-    packed = builder.bitcast(_x86(builder, "avx2.packuswb", u8x32.llvm, *halves), i32x8)
-    # Narrowing puts together what the 128-bit halves of its arguments hold.
-    return builder.bitcast(_lanes(builder, packed, (0, 4, 1, 5, 2, 6, 3, 7)), u8x32.llvm)
+    return _x86(builder, "avx2.packuswb", u8x32.llvm, *halves)
+
+
+def _above_2_to_23(builder, value):
+    """``2**23`` plus u8x32 or 32 unsigned 16-bit numbers, as float32 with AVX2: these are its lowest bits."""
+    if value.type == u8x32.llvm:
+        codes = _interleave(builder, value, ir.Constant(u8x32.llvm, [0] * 32))
+        halves = [builder.bitcast(half, u16x16.llvm) for half in codes]
+    else:
+        halves = [_lanes(builder, value, range(start, start + 16)) for start in (0, 16)]
+    high_bits = ir.Constant(u16x16.llvm, [0x4B00] * 16)
+    floats = [builder.bitcast(v, f32x8.llvm) for half in halves for v in _interleave(builder, half, high_bits)]
+    return _concatenate(builder, floats)
+
+
+def _interleave(builder, a, b):
+    """Lanes of two vectors of 256 bits in turn: of the lower and of the upper part of each half."""
+    count = a.type.count
+    halves = []
+    for first in (0, count // 4):
+        places = [half + first + lane for half in (0, count // 2) for lane in range(count // 4)]
+        numbers = [place + vector for place in places for vector in (0, count)]
+        halves.append(builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, count), numbers)))
+    return halves
+
+
+def _concatenate(builder, vectors):
+    """The lanes of vectors, whose number is a power of two, in one."""
+    while len(vectors) > 1:
+        numbers = ir.Constant(ir.VectorType(_INT32, 2 * vectors[0].type.count), list(range(2 * vectors[0].type.count)))
+        vectors = [builder.shuffle_vector(a, b, numbers) for a, b in zip(vectors[::2], vectors[1::2])]
+    return vectors[0]
+
+
+@intrinsic
+def to_channel_order(typing_context, a):
+    """A vector of 32 numbers of 32 bits, from the order of `lane_channels` to that of the channels."""
+
+    def code(context, builder, signature, values):
+        channels = lane_channels(32)
+        return _lanes(builder, values[0], [channels.index(channel) for channel in range(32)])
+
+    return a(a), code
 
 
 def _lanes(builder, vector, lanes):
@@ -330,6 +428,8 @@ def store_steps(typing_context, arrays, half, values, steps, channel):
             for j in range(len(words)):
                 if code % 2**j == 0:
                     words[j] = exceeded if words[j] is None else builder.xor(words[j], exceeded)
+        order = lane_channels(vector.element.width)
+        words = [_lanes(builder, word, [order.index(channel) for channel in range(32)]) for word in words]
         words = [builder.bitcast(word, _INT32) for word in words]
         return _store_halves(context, builder, arrays_type, arrays, half, words)
 
@@ -539,9 +639,26 @@ def values_in_32_bits(typing_context, array):
     return types.intp(array), code
 
 
+def adds_pairs_of_bytes(weights_dtype):
+    """Whether products with weights of a NumPy type are collected in 16 bits, two lanes for an output channel."""
+    return weights_dtype.itemsize == 1 and not has_byte_dot_product()
+
+
 def _adds_pairs_of_bytes(weights_dtype):
-    """Whether products with such weights are collected in 16 bits, two lanes for an output channel."""
-    return weights_dtype.bitwidth == 8 and not has_byte_dot_product()
+    return adds_pairs_of_bytes(numpy_support.as_dtype(weights_dtype))
+
+
+@intrinsic
+def not_unrolled(typing_context, weights):
+    """Keeps LLVM from unrolling the loop around it where weights have 16 bits: it would not have registers enough."""
+
+    def code(context, builder, signature, values):
+        if signature.args[0].dtype.bitwidth == 16:
+            nothing = ir.FunctionType(ir.VoidType(), [])
+            builder.asm(nothing, "", "", [], True).attributes.add("convergent")
+        return context.get_dummy_value()
+
+    return types.void(weights), code
 
 
 @intrinsic
@@ -672,15 +789,41 @@ def store_tables(typing_context, tables, position, planes, byte, counts):
     return types.void(tables, types.intp, planes, types.intp, counts), code
 
 
+LOOKUP_COUNTS = 8
+"""Counts that are kept in registers: those of several pixels, each with every array of weights."""
+
+
+def lookup_pixels(arrays):
+    """Pixels whose tables are read with what is loaded of so many arrays of weights."""
+    return max(1, LOOKUP_COUNTS // arrays)
+
+
+@intrinsic
+def window_places(typing_context, weights, first, last, step):
+    """A tuple of `lookup_pixels` numbers ``first, first + step, ...``, none of which exceeds `last`."""
+    pixels = lookup_pixels(len(weights))
+
+    def code(context, builder, signature, values):
+        _, place, last, step = values
+        places = [place]
+        for _ in range(1, pixels):
+            place = builder.add(place, step)
+            places.append(builder.select(builder.icmp_signed("<", place, last), place, last))
+        return context.make_tuple(builder, signature.return_type, places)
+
+    return types.UniTuple(types.intp, pixels)(weights, types.intp, types.intp, types.intp), code
+
+
 @intrinsic
 def zero_bytes(typing_context, weights):
-    """A zero u8x32 vector for each array of a tuple."""
+    """A zero u8x32 vector for each array of a tuple, and that for each of `lookup_pixels`."""
+    count = len(weights) * lookup_pixels(len(weights))
 
     def code(context, builder, signature, values):
         zero = ir.Constant(u8x32.llvm, [0] * u8x32.lanes)
-        return context.make_tuple(builder, signature.return_type, [zero] * len(signature.args[0]))
+        return context.make_tuple(builder, signature.return_type, [zero] * count)
 
-    return types.UniTuple(u8x32, len(weights))(weights), code
+    return types.UniTuple(u8x32, count)(weights), code
 
 
 @intrinsic
@@ -721,43 +864,56 @@ def load_bytes_each(typing_context, arrays, offset):
 
 
 @intrinsic
-def look_up(typing_context, counts, tables, offsets, position, nibbles):
-    """Add to each count what a 16-byte table, which begins at ``offsets[position]``, holds at nibbles of its own."""
+def look_up(typing_context, counts, tables, offsets, places, k, nibbles):
+    """Add to the counts of each pixel what its 16-byte table holds at nibbles of their own.
+
+    The table of a pixel, for its number of the tuple `places`, begins at ``offsets[place + k]``, or, where these are
+    None, is number ``place + k``.
+    """
 
     def code(context, builder, signature, values):
-        _, tables_type, offsets_type, _, _ = signature.args
-        counts, tables, offsets, position, nibbles = values
+        _, tables_type, offsets_type, *_ = signature.args
+        counts, tables, offsets, places, k, nibbles = values
         counts, nibbles = cgutils.unpack_tuple(builder, counts), cgutils.unpack_tuple(builder, nibbles)
-        offsets = context.make_array(offsets_type)(context, builder, offsets).data
-        offset = builder.zext(builder.load(builder.gep(offsets, [position])), ir.IntType(64))
-        table = _load_unaligned(builder, _pointer(context, builder, tables_type, tables, offset, u8x16), u8x16)
-        table = _lanes(builder, table, [*range(16), *range(16)])
-        for number, nibble in enumerate(nibbles):
-            found = _x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibble)
-            counts[number] = builder.add(counts[number], found)
+        found = []
+        for place in cgutils.unpack_tuple(builder, places):
+            offset = builder.shl(builder.add(place, k), ir.IntType(64)(4))
+            if offsets_type != types.none:
+                data = context.make_array(offsets_type)(context, builder, offsets).data
+                offset = builder.zext(builder.load(builder.gep(data, [builder.add(place, k)])), ir.IntType(64))
+            table = _load_unaligned(builder, _pointer(context, builder, tables_type, tables, offset, u8x16), u8x16)
+            table = _lanes(builder, table, [*range(16), *range(16)])
+            found += [_x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibble) for nibble in nibbles]
+        counts = [builder.add(count, entry) for count, entry in zip(counts, found)]
         return context.make_tuple(builder, signature.return_type, counts)
 
-    return counts(counts, tables, offsets, types.intp, nibbles), code
+    return counts(counts, tables, offsets, places, types.intp, nibbles), code
 
 
 def _byte_counts(adds):
     @intrinsic
-    def write(typing_context, sums, position, counts, planes):
+    def write(typing_context, sums, position, channels, counts, weights, planes):
         def code(context, builder, signature, values):
-            sums_type, planes = signature.args[0], len(signature.args[3])
-            sums, position, counts, _ = values
+            sums_type, *_, weights, planes = signature.args
+            sums, position, channels, counts, *_ = values
             vector = u16x16 if sums_type.dtype.bitwidth == 16 else i32x16
-            for number, total in enumerate(_of_planes(builder, cgutils.unpack_tuple(builder, counts), planes)):
-                if vector is i32x16:
-                    total = builder.zext(total, vector.llvm)
-                place = builder.add(position, ir.IntType(64)(16 * number))
-                pointer = _pointer(context, builder, sums_type, sums, place, vector)
-                if adds:
-                    total = builder.add(total, _load_unaligned(builder, pointer, vector))
-                builder.store(total, pointer).align = 1
+            counts = cgutils.unpack_tuple(builder, counts)
+            for first in range(0, len(counts), len(weights)):
+                for number, total in enumerate(_of_planes(builder, counts[first : first + len(weights)], len(planes))):
+                    if vector is i32x16 and _works_by_halves():
+                        halves = _interleave(builder, total, ir.Constant(total.type, [0] * 16))
+                        total = builder.bitcast(_concatenate(builder, halves), vector.llvm)
+                    elif vector is i32x16:
+                        total = builder.zext(total, vector.llvm)
+                    place = builder.add(position, ir.IntType(64)(16 * number))
+                    pointer = _pointer(context, builder, sums_type, sums, place, vector)
+                    if adds:
+                        total = builder.add(total, _load_unaligned(builder, pointer, vector))
+                    builder.store(total, pointer).align = 1
+                position = builder.add(position, channels)
             return context.get_dummy_value()
 
-        return types.void(sums, types.intp, counts, planes), code
+        return types.void(sums, types.intp, types.intp, counts, weights, planes), code
 
     return write
 
@@ -774,7 +930,8 @@ def _of_planes(builder, counts, planes):
             yield total
 
 
-# Write, or add, counts of table entries: sums of int16 or int32 of blocks of 32 channels, first those of the even
-# lanes, then of the odd. `planes` is `lookup.LookupFilters.planes`.
+# Write, or add, counts of table entries, as `look_up` gives them: for pixels that lie `channels` apart the sums, int16
+# or int32, of blocks of 32 channels, first those of the even lanes, then of the odd. `weights` and `planes` are the
+# fields of `lookup.LookupFilters`.
 set_byte_counts = _byte_counts(adds=False)
 add_byte_counts = _byte_counts(adds=True)

@@ -4,10 +4,10 @@ from collections import namedtuple
 
 import numpy as np
 
-from . import dot, simd
+from . import dot, simd, winograd
 from .bitplanes import clear_border
 from .convolution import LANES, MOST_PIXELS, find_centers, pack_stream, pixels_at_a_time, scale
-from .jit import borrowed, kernel, part
+from .jit import borrowed, chosen_by_types, kernel, part
 from .sharing import next_row, take_row
 
 SPARE = 6 * MOST_PIXELS
@@ -58,26 +58,40 @@ def stem_rows(filters, rounding, image, share, stream, result):
 
     The window of the pooling reaches past the right and lower edge only.
 
-    filters : dot.DotFilters
+    filters : dot.DotFilters or winograd.WinogradFilters
     stream : uint8, shape (height', width', 32 n)
     """
     image, filters, share, stream, result = borrowed((image, filters, share, stream, result))
     height, width, channels = stream.shape
-    # Row y of the convolution is in place y % 3 until the pooling has passed it.
-    codes = np.empty((3, 2 * width, channels), np.uint8)
-    pixels = min(2 * width, pixels_at_a_time(filters))
-    sums = np.empty((pixels + MOST_PIXELS - 1, channels), np.int32)
+    # Row y of the convolution is in place y % 4 until the pooling has passed it.
+    codes = np.empty((4, 2 * width, channels), np.uint8)
+    together, at_a_time = rows_together(filters), columns_at_a_time(filters)
+    # Kernels compute some pixels together, at the end of a row more than there are.
+    sums = np.empty((together, at_a_time + MOST_PIXELS - 1, channels), np.int32)
     totals = np.empty(image.sums.shape[1], np.int32)
-    centers = np.empty(2 * width, np.int32)
+    centers = np.empty((together, 2 * width), np.int32)
+    space = workspace(image, filters)
     upcoming = 0
     y = take_row(share)
     while y < share.height:
         end = min(2 * y + 3, 2 * height)
-        for row in range(max(upcoming, 2 * y), end):
-            find_centers(image, filters, row, totals, centers)
-            _convolve_row(image.values, filters, rounding.largest, row, pixels, centers, sums, codes)
-        upcoming = end
-        rows = 2 * y % 3, (2 * y + 1) % 3, (end - 1) % 3
+        upcoming = max(upcoming, 2 * y)
+        while upcoming < end:
+            begin_rows(image, filters, space, upcoming)
+            for row in range(together):
+                find_centers(image, filters, upcoming + row, totals, centers[row])
+            for x0 in range(0, 2 * width, at_a_time):
+                x1 = min(x0 + at_a_time, 2 * width)
+                convolve_columns(image, filters, space, x0, x1, sums)
+                for row in range(together):
+                    for x in range(x0, x1):
+                        for c in range(0, channels, LANES):
+                            position = (row * sums.shape[1] + x - x0) * channels + c
+                            value = scale(sums, position, centers[row, x], filters, c)
+                            position = ((upcoming + row) % 4 * 2 * width + x) * channels + c
+                            simd.store(codes, position, simd.round_to_u8x32(value, rounding.largest))
+            upcoming += together
+        rows = 2 * y % 4, (2 * y + 1) % 4, (end - 1) % 4
         for c in range(0, channels, LANES):
             right = _largest_of_column(codes, rows, 0, c)
             for x in range(width):
@@ -86,7 +100,7 @@ def stem_rows(filters, rounding, image, share, stream, result):
                 largest = simd.maximum(simd.maximum(left, middle), right)
                 simd.store(stream, (y * width + x) * channels + c, largest)
         clear_border(result, y)
-        pack_stream(stream, rounding, rounding.steps, result, y, 0, width)
+        pack_stream(stream, rounding, result, y, 0, width)
         y = next_row(share, y)
 
 
@@ -101,17 +115,71 @@ def _largest_of_column(codes, rows, column, channel):
     return simd.maximum(largest, simd.load_u8x32(codes, rows[2] * row + place))
 
 
+# The convolution is done row by row, or by `winograd` where the CPU multiplies 16-bit numbers: filters say which.
+
+
+def rows_together(filters):
+    """Rows of the convolution that are made together."""
+
+
+def columns_at_a_time(filters):
+    """Columns whose sums stay in the first-level cache."""
+
+
+def workspace(image, filters):
+    """Scratch memory of one call."""
+
+
+def begin_rows(image, filters, space, y):
+    """Make ready for row `y` of the convolution, and those made together with it."""
+
+
+def convolve_columns(image, filters, space, x0, x1, sums):
+    """Integer sums of columns x0 to x1: int32, shape (rows together, x1 - x0 + MOST_PIXELS - 1 or more, out)."""
+
+
+def _is_fast(filters):
+    return filters.instance_class is winograd.WinogradFilters
+
+
+@chosen_by_types(rows_together)
+def _rows_together(filters):
+    together = winograd.TOGETHER if _is_fast(filters) else 1
+    return lambda filters: together
+
+
+@chosen_by_types(columns_at_a_time)
+def _columns_at_a_time(filters):
+    at_a_time = winograd.COLUMNS
+    return (lambda filters: at_a_time) if _is_fast(filters) else (lambda filters: pixels_at_a_time(filters))
+
+
+@chosen_by_types(workspace)
+def _workspace(image, filters):
+    return winograd.workspace if _is_fast(filters) else _direct_workspace
+
+
+@chosen_by_types(begin_rows)
+def _begin_rows(image, filters, space, y):
+    return winograd.begin_rows if _is_fast(filters) else _direct_begin_rows
+
+
+@chosen_by_types(convolve_columns)
+def _convolve_columns(image, filters, space, x0, x1, sums):
+    return winograd.convolve_columns if _is_fast(filters) else _direct_convolve_columns
+
+
 @part
-def _convolve_row(image, filters, largest, y, pixels, centers, sums, codes):
-    """Codes of row `y` of the convolution."""
-    _, width, channels = codes.shape
-    starts = np.empty(filters.kernel, np.intp)
+def _direct_workspace(image, filters):
+    return np.empty(filters.kernel, np.intp)
+
+
+@part
+def _direct_begin_rows(image, filters, space, y):
     for row in range(filters.kernel):
-        starts[row] = (2 * y + row) * image.shape[1]
-    for x0 in range(0, width, pixels):
-        x1 = min(x0 + pixels, width)
-        dot.multiply_rows(image, starts, 6, filters, x0, x1, sums)
-        for x in range(x0, x1):
-            for c in range(0, channels, LANES):
-                value = scale(sums, (x - x0) * channels + c, centers[x], filters, c)
-                simd.store(codes, (y % 3 * width + x) * channels + c, simd.round_to_u8x32(value, largest))
+        space[row] = (filters.stride * y + row) * image.values.shape[1]
+
+
+@part
+def _direct_convolve_columns(image, filters, space, x0, x1, sums):
+    dot.multiply_rows(image.values, space, 3 * filters.stride, filters.weights, filters.most, x0, x1, sums[0])

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..kernels import bitplanes, dot, lookup, popcount, simd
+from ..kernels import bitplanes, dot, lookup, popcount, simd, winograd
 from ..kernels.convolution import LANES, Rounding
 from ..model_file import LayerWeights
 from .reference import interpolation, round_to_code, scale
@@ -172,7 +172,7 @@ def sum_steps(convolution, weights, sum_type):
         low, high = np.where(reached, low, middle + 1), np.where(reached, middle, high)
     steps = np.full((len(codes), len(_padded_factors(weights)[0])), np.iinfo(sum_type).max, sum_type)
     steps[:, : convolution.out_channels] = low - 1
-    return steps
+    return steps.take(_channels_of_lanes(steps.shape[1], sum_type), 1)
 
 
 def stream_rounding(stream_bits, activation_bits, activation_multiplier):
@@ -190,7 +190,7 @@ def _popcount_filters(convolution, weights):
     """`kernels.popcount.PopcountFilters` of a convolution and its `model_file.LayerWeights`."""
     kernel, lanes = convolution.kernel, popcount.LANES
     word_bits = 8 * popcount.WORD.itemsize
-    codes = _padded_codes(weights.codes, lanes, word_bits)
+    codes = _padded_codes(weights.codes, word_bits)
     words_of_in = codes.shape[3] // word_bits
 
     def lay_out(ones):
@@ -203,56 +203,126 @@ def _popcount_filters(convolution, weights):
 def _lookup_filters(convolution, weights):
     """`kernels.lookup.LookupFilters` of a convolution and its `model_file.LayerWeights`."""
     kernel, lanes = convolution.kernel, lookup.LANES
-    codes = _padded_codes(weights.codes, lanes, 32)
+    sum_type = np.int16 if convolution.largest_sum <= np.iinfo(np.int16).max else np.int32
+    # Counts are bytes, but become numbers of 16 bits.
+    codes = _padded_codes(weights.codes, 32, np.int16)
     span = kernel * codes.shape[3] // 4
 
     def lay_out(ones):
-        # Channels 0 to 15 to the even lanes, 16 to 31 to the odd ones.
+        # The first 16 channels to the even lanes, the others to the odd ones.
         packed = np.packbits(ones, -1, "little")
         nibbles = np.stack([packed & 15, packed >> 4], -1).reshape(-1, 2, lanes // 2, kernel, span)
         return np.ascontiguousarray(nibbles.transpose(0, 3, 4, 2, 1)).reshape(-1, kernel, span, lanes)
 
-    vectors = _each_bit(convolution, codes, lay_out)
-    if len(vectors) == 1 and len(vectors[0]) % 2 == 0:
-        vectors = tuple(np.ascontiguousarray(vectors[0][number::2]) for number in range(2))
-    sum_type = np.int16 if convolution.largest_sum <= np.iinfo(np.int16).max else np.int32
+    planes = _each_bit(convolution, codes, lay_out)
+    vectors = planes
+    if len(planes) == 1 and len(planes[0]) % 2 == 0:
+        vectors = tuple(np.ascontiguousarray(planes[0][number::2]) for number in range(2))
     fields = _filter_fields(convolution, weights, sum_type)
-    return lookup.LookupFilters(vectors, tuple(range(convolution.weight_bits)), *fields)
+    # To make a table takes as long as to read it some three times, with two blocks of filters each time.
+    many_read = kernel > 1 or convolution.out_channels >= max(256, 2 * convolution.in_channels)
+    tables = lookup.TABLES if convolution.input_bits <= 2 and not many_read else None
+    entries = _table_entries(planes, 2**convolution.input_bits - 1)
+    return lookup.LookupFilters(vectors, tuple(range(convolution.weight_bits)), tables, entries, *fields)
+
+
+def _table_entries(planes, largest_code):
+    """`kernels.lookup.LookupFilters.entries`: so that a window's row takes as few parts as these weights allow."""
+    return _largest_parts([np.take(lookup.NIBBLE_ONES, plane) for plane in planes], 2, 255 // largest_code, 2)
+
+
+def _largest_parts(arrays, axis, room, unit):
+    """Size, a multiple of `unit`, of the largest parts of an axis that no array has a sum above `room` in."""
+    count, largest = arrays[0].shape[axis], max(int(terms.max()) for terms in arrays)
+    sum_type = np.uint16 if count * largest < 2**16 else np.uint32
+    largest_sum = max(int(terms.sum(axis, sum_type).max()) for terms in arrays)
+    for parts in range(max(1, -(-largest_sum // room)), count + 1):
+        size = -(-count // (unit * parts)) * unit
+        starts = range(0, count, size)
+        # Smaller parts have other bounds, so that each size is tried by itself.
+        if size * largest <= room or all(
+            np.add.reduceat(terms, starts, axis, sum_type).max() <= room for terms in arrays
+        ):
+            return size
+    raise ValueError(f"{unit} terms of up to {largest} exceed {room}: use fewer bits")
 
 
 def _feature_map_dot_filters(convolution, weights):
     """`kernels.dot.DotFilters` of a feature map's convolution and its `model_file.LayerWeights`."""
-    codes = _padded_codes(weights.codes, dot.LANES, 4)
+    codes = _padded_codes(weights.codes, 4)
     return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
 
 
-def stem_filters(convolution, weights):
-    """`kernels.dot.DotFilters` of the first layer, whose input is the image itself."""
-    codes = _padded_codes(weights.codes, dot.LANES, 1)
-    return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
+def stem_filters(convolution, weights, by_winograd=None):
+    """`kernels.dot.DotFilters` or `kernels.winograd.WinogradFilters` of the first layer, which reads the image.
+
+    by_winograd : bool or None
+        None: where the CPU multiplies 16-bit numbers; the only place where they can be chosen.
+    """
+    codes = _padded_codes(weights.codes, 1)
+    multiplies_bytes = dot.types(convolution.weight_bits, convolution.input_bits)[0] == np.uint8
+    if multiplies_bytes or by_winograd is False:
+        return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
+    stored, fields = _dot_weights(convolution, weights, codes)
+    windows = winograd.spread(stored)
+    vectors = np.stack([_dot_vectors(window[:, None]) for window in windows])
+    return winograd.WinogradFilters(vectors, *fields)
 
 
 def _dot_filters(convolution, weights, rows):
     """`kernels.dot.DotFilters` of weight codes (out, kernel, values in a row)."""
+    stored, fields = _dot_weights(convolution, weights, rows)
+    channels = _channels_of_lanes(len(rows), np.int32)
+    blocks = -(-(1 + np.flatnonzero(channels < convolution.out_channels).max()) // dot.LANES)
+    vectors = _dot_vectors(stored[: blocks * dot.LANES])
+    return dot.DotFilters(vectors, *fields)._replace(most=_products_added(vectors, convolution))
+
+
+def _dot_weights(convolution, weights, codes):
+    """Stored weights of codes of any shape, and all other fields of `kernels.dot.DotFilters`."""
     multiplier, offset, kernel, levels, stride, padding = _filter_fields(convolution, weights)
-    code_type, weight_type, most = dot.types(convolution.weight_bits, convolution.input_bits)
-    group = 4 // np.dtype(weight_type).itemsize
+    code_type, weight_type = dot.types(convolution.weight_bits, convolution.input_bits)
     excess = (levels + 1) // 2
-    stored = (rows.astype(np.int16) - excess).astype(weight_type)
+    stored = (codes.astype(np.int16) - excess).astype(weight_type)
+    most = np.iinfo(np.int32).max
+    return stored, (code_type(0), most, multiplier, offset, kernel, np.int32(levels - 2 * excess), stride, padding)
+
+
+def _dot_vectors(stored):
+    """`kernels.dot.DotFilters.weights` of stored weights (out, rows of a window, values in a row)."""
+    _, rows, values = stored.shape
+    group = 4 // stored.itemsize
     # What stands beside the values of the last group in the image is multiplied with 0.
-    stored = np.pad(stored, ((0, 0), (0, 0), (0, -stored.shape[2] % group)))
-    stored = stored.reshape(-1, dot.LANES, kernel, stored.shape[2] // group, group).transpose(0, 2, 3, 1, 4)
-    fields = most, multiplier, offset, kernel, np.int32(levels - 2 * excess), stride, padding
-    return dot.DotFilters(np.ascontiguousarray(stored), code_type(0), *fields)
+    stored = np.pad(stored, ((0, 0), (0, 0), (0, -values % group)))
+    stored = stored.reshape(-1, dot.LANES, rows, stored.shape[2] // group, group).transpose(0, 2, 3, 1, 4)
+    return np.ascontiguousarray(stored)
 
 
-def _padded_codes(codes, out_multiple, in_multiple):
-    """Weight codes with zero filters and channels up to multiples of what a kernel treats at a time."""
+def _products_added(vectors, convolution):
+    """`kernels.dot.DotFilters.most`: so that a window takes as few parts as these weights allow."""
+    if not simd.adds_pairs_of_bytes(vectors.dtype):
+        return np.iinfo(np.int32).max
+    groups, room = vectors.shape[1] * vectors.shape[2], np.iinfo(np.int16).max // (2**convolution.input_bits - 1)
+    if groups * 2**convolution.weight_bits <= room:
+        return groups
+    # Neighbouring bytes share the 16 bits of a sum, which is largest, or smallest, where all its codes are.
+    pairs = vectors.transpose(0, 3, 4, 1, 2).astype(np.int16).reshape(-1, 2, groups)
+    return _largest_parts([np.maximum(sign * pairs, 0).sum(1) for sign in (1, -1)], 1, room, 1)
+
+
+def _padded_codes(codes, in_multiple, sum_type=np.int32):
+    """Weight codes in the order of lanes, with zero filters up to whole `LANES` and zero channels up to a multiple."""
     out, channels = codes.shape[0], codes.shape[3]
-    shape = -(-out // out_multiple) * out_multiple, *codes.shape[1:3], -(-channels // in_multiple) * in_multiple
+    shape = -(-out // LANES) * LANES, *codes.shape[1:3], -(-channels // in_multiple) * in_multiple
     padded = np.zeros(shape, np.uint8)
     padded[:out, :, :, :channels] = codes
-    return padded
+    return padded[_channels_of_lanes(len(padded), sum_type)]
+
+
+def _channels_of_lanes(channels, sum_type):
+    """The channels, a multiple of `LANES`, in the order in which vectors of a type hold them."""
+    order = simd.lane_channels(8 * np.dtype(sum_type).itemsize)
+    return (np.arange(0, channels, LANES)[:, None] + order).reshape(-1)
 
 
 def _each_bit(convolution, codes, lay_out):
@@ -264,7 +334,7 @@ def _padded_factors(weights):
     channels = len(weights.multiplier)
     padded = np.zeros((2, -(-channels // LANES) * LANES), np.float32)
     padded[:, :channels] = weights.multiplier, weights.offset
-    return padded[0], padded[1]
+    return tuple(padded.take(_channels_of_lanes(padded.shape[1], np.float32), 1))
 
 
 def _filter_fields(convolution, weights, sum_type=np.int32):

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from ..kernels.jit import entry_point
+from ..kernels.jit import entry_points
 from ..kernels.sharing import COUNTERS, Share, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 10_000
@@ -57,13 +57,12 @@ class Plan:
         self._counters = np.zeros((len(steps), COUNTERS), np.int64)
         rows = [_rows_at_a_time(step, threads) for step in steps]
         heights = [0, *(step.height for step in steps)]
-        self._calls = []
+        calls = []
         for number, (step, taken, before) in enumerate(zip(steps, rows, heights)):
             share = Share(self._counters, number, step.height, taken, before)
-            arguments = *step.constants, *step.inputs, share, *step.outputs
-            self._calls.append((entry_point(step.kernel, arguments), arguments))
-        end = self._counters, len(steps) - 1, heights[-1]
-        self._end = entry_point(wait_for, end), end
+            calls.append((step.kernel, (*step.constants, *step.inputs, share, *step.outputs)))
+        calls.append((wait_for, (self._counters, len(steps) - 1, heights[-1])))
+        *self._calls, self._end = zip(entry_points(calls), (arguments for _, arguments in calls))
         self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
         self._over = False
 
