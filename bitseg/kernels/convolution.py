@@ -179,10 +179,7 @@ def _pack_sums(centers, steps, sums, y, x0, x1, result):
         for c in range(0, channels, LANES):
             value = simd.load_signed_sums(sums, (x - x0) * channels + c, center)
             total += simd.store_steps(result.words, half + c // LANES, value, steps, c)
-        if channels % 64:
-            simd.clear_half(result.words, half + halves - 1)
-        half += halves
-        result.sums[y + result.margin, x + result.margin] = total
+        half = _end_pixel(steps, result, y, x, half, halves, total, channels)
 
 
 @kernel

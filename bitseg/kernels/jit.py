@@ -124,17 +124,14 @@ def entry_points(calls):
     meanwhile, in all their types, and leaves them in the cache. Each index of the cache then has one writer.
     """
     global _before_first
-    ours = [call for call in calls if call[0].__name__ in _HALF]
-    theirs = [call for call in calls if call[0].__name__ not in _HALF]
-    helper = _Helper(theirs)
+    helper = _Helper([call for call in calls if call[0].__name__ not in _HALF])
     _before_first = helper.start if _in_two_processes else None
     try:
-        for call in ours:
-            entry_point(*call)
+        ours = [entry_point(*call) if call[0].__name__ in _HALF else None for call in calls]
     finally:
         _before_first = None
         helper.wait()
-    return [entry_point(*call) for call in calls]
+    return [found or entry_point(*call) for found, call in zip(ours, calls)]
 
 
 def compile_in_two_processes():

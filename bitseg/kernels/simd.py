@@ -12,7 +12,6 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_model
-from numba.np import numpy_support
 
 _INT32 = ir.IntType(32)
 
@@ -639,13 +638,9 @@ def values_in_32_bits(typing_context, array):
     return types.intp(array), code
 
 
-def adds_pairs_of_bytes(weights_dtype):
-    """Whether products with weights of a NumPy type are collected in 16 bits, two lanes for an output channel."""
-    return weights_dtype.itemsize == 1 and not has_byte_dot_product()
-
-
-def _adds_pairs_of_bytes(weights_dtype):
-    return adds_pairs_of_bytes(numpy_support.as_dtype(weights_dtype))
+def adds_pairs_of_bytes(weight_bits):
+    """Whether products with weights of a type of so many bits are collected in 16 bits, two lanes for a channel."""
+    return weight_bits == 8 and not has_byte_dot_product()
 
 
 @intrinsic
@@ -666,7 +661,7 @@ def dots_may_overflow(typing_context, weights):
     """Whether dot products with weights of an array's type are collected in 16 bits: a constant for the compiler."""
 
     def code(context, builder, signature, values):
-        return ir.IntType(1)(_adds_pairs_of_bytes(signature.args[0].dtype))
+        return ir.IntType(1)(adds_pairs_of_bytes(signature.args[0].dtype.bitwidth))
 
     return types.boolean(weights), code
 
@@ -686,7 +681,7 @@ def _zeros(vector_of):
 
 # Zero sums, and zero dot products, of a channel in each lane with weights of an array's type.
 zero_sums = _zeros(lambda weights: _sums_vector())
-zero_dots = _zeros(lambda weights: s16x32 if _adds_pairs_of_bytes(weights.dtype) else _sums_vector())
+zero_dots = _zeros(lambda weights: s16x32 if adds_pairs_of_bytes(weights.dtype.bitwidth) else _sums_vector())
 
 
 @intrinsic

@@ -214,8 +214,7 @@ def _lookup_filters(convolution, weights):
         nibbles = np.stack([packed & 15, packed >> 4], -1).reshape(-1, 2, lanes // 2, kernel, span)
         return np.ascontiguousarray(nibbles.transpose(0, 3, 4, 2, 1)).reshape(-1, kernel, span, lanes)
 
-    planes = _each_bit(convolution, codes, lay_out)
-    vectors = planes
+    planes = vectors = _each_bit(convolution, codes, lay_out)
     if len(planes) == 1 and len(planes[0]) % 2 == 0:
         vectors = tuple(np.ascontiguousarray(planes[0][number::2]) for number in range(2))
     fields = _filter_fields(convolution, weights, sum_type)
@@ -253,20 +252,19 @@ def _feature_map_dot_filters(convolution, weights):
     return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
 
 
-def stem_filters(convolution, weights, by_winograd=None):
+def stem_filters(convolution, weights, by_winograd=True):
     """`kernels.dot.DotFilters` or `kernels.winograd.WinogradFilters` of the first layer, which reads the image.
 
-    by_winograd : bool or None
-        None: where the CPU multiplies 16-bit numbers; the only place where they can be chosen.
+    by_winograd : bool
+        Whether the latter may be chosen; they are where the CPU does not multiply bytes.
     """
     codes = _padded_codes(weights.codes, 1)
     multiplies_bytes = dot.types(convolution.weight_bits, convolution.input_bits)[0] == np.uint8
-    if multiplies_bytes or by_winograd is False:
+    if multiplies_bytes or not by_winograd:
         return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
     stored, fields = _dot_weights(convolution, weights, codes)
-    windows = winograd.spread(stored)
-    vectors = np.stack([_dot_vectors(window[:, None]) for window in windows])
-    return winograd.WinogradFilters(vectors, *fields)
+    vectors = np.stack([_dot_vectors(window[:, None]) for window in winograd.spread(stored)])
+    return winograd.WinogradFilters(vectors, most=np.iinfo(np.int32).max, **fields)
 
 
 def _dot_filters(convolution, weights, rows):
@@ -275,17 +273,24 @@ def _dot_filters(convolution, weights, rows):
     channels = _channels_of_lanes(len(rows), np.int32)
     blocks = -(-(1 + np.flatnonzero(channels < convolution.out_channels).max()) // dot.LANES)
     vectors = _dot_vectors(stored[: blocks * dot.LANES])
-    return dot.DotFilters(vectors, *fields)._replace(most=_products_added(vectors, convolution))
+    return dot.DotFilters(vectors, most=_products_added(vectors, convolution), **fields)
 
 
 def _dot_weights(convolution, weights, codes):
-    """Stored weights of codes of any shape, and all other fields of `kernels.dot.DotFilters`."""
+    """Stored weights of codes of any shape, and the fields of `kernels.dot.DotFilters` beside `weights` and `most`."""
     multiplier, offset, kernel, levels, stride, padding = _filter_fields(convolution, weights)
     code_type, weight_type = dot.types(convolution.weight_bits, convolution.input_bits)
     excess = (levels + 1) // 2
     stored = (codes.astype(np.int16) - excess).astype(weight_type)
-    most = np.iinfo(np.int32).max
-    return stored, (code_type(0), most, multiplier, offset, kernel, np.int32(levels - 2 * excess), stride, padding)
+    return stored, {
+        "zero": code_type(0),
+        "multiplier": multiplier,
+        "offset": offset,
+        "kernel": kernel,
+        "levels": np.int32(levels - 2 * excess),
+        "stride": stride,
+        "padding": padding,
+    }
 
 
 def _dot_vectors(stored):
@@ -300,7 +305,7 @@ def _dot_vectors(stored):
 
 def _products_added(vectors, convolution):
     """`kernels.dot.DotFilters.most`: so that a window takes as few parts as these weights allow."""
-    if not simd.adds_pairs_of_bytes(vectors.dtype):
+    if not simd.adds_pairs_of_bytes(8 * vectors.itemsize):
         return np.iinfo(np.int32).max
     groups, room = vectors.shape[1] * vectors.shape[2], np.iinfo(np.int16).max // (2**convolution.input_bits - 1)
     if groups * 2**convolution.weight_bits <= room:
