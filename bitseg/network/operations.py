@@ -240,7 +240,7 @@ class Operations:
             planes = bit_planes(height, width, layer.convolution.out_channels, rounding.activation_bits)
         constants = layer.filters, rounding.kernel, multiplier, projecting
         inputs = features, shortcut, block_input
-        self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes))
+        self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes), shortcut)
         return stream, planes
 
     def _output_size(self, features, layer):
@@ -259,9 +259,9 @@ class Operations:
         border = 2 * (features.margin - convolution.padding) + convolution.kernel
         return (rows - border) // convolution.stride + 1, (columns - border) // convolution.stride + 1
 
-    def _step(self, nanoseconds, height, kernel, constants, inputs, outputs):
+    def _step(self, nanoseconds, height, kernel, constants, inputs, outputs, updated=None):
         """Run a kernel on rows 0 to `height`, or make it the next step of the plan."""
-        step = Step(kernel, constants, inputs, height, nanoseconds, outputs)
+        step = Step(kernel, constants, inputs, height, nanoseconds, outputs, updated)
         steps = getattr(self._planning, "steps", None)
         if steps is None:
             Plan([step], self.threads).run(self._helpers())
