@@ -236,6 +236,22 @@ def test_the_end_of_a_block_equals_numpy(generator, stream_bits, activation_bits
         assert np.array_equal(unpack_bit_planes(planes, 72), expected)
 
 
+@pytest.mark.parametrize("factor", [1e3, 1e5, 1e9, 1e25])
+def test_results_far_beyond_the_largest_code_equal_numpy(generator, factor):
+    convolution, weights, codes = random_layer(generator, (7, 10, 40, 72, 3, 1), 2, 2, 8)
+    weights = LayerWeights(weights.codes, np.float32(factor) * weights.multiplier, np.float32(factor) * weights.offset)
+    shortcut, scales = generator.integers(0, 256, (7, 10, 72), dtype=np.uint8), StreamScales(np.float32(factor), 0)
+    results = []
+    for operations, features, stream in (
+        (Operations(1), pack_bit_planes(codes, 2), as_stream(shortcut)),
+        (ReferenceOperations(), codes, shortcut),
+    ):
+        layer, rounding = operations.prepare(convolution, weights), operations.prepare_rounding(8, 0, scales)
+        results.append(operations.convolve_and_add(features, layer, stream, rounding)[0][:, :, :72])
+    assert set(np.unique(results[1])) >= {0, 255}
+    assert np.array_equal(*results)
+
+
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (32, 160)])
 @pytest.mark.parametrize("out_channels", [16, 64, 70])

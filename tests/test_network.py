@@ -164,6 +164,22 @@ def test_maps_that_are_not_needed_together_share_memory():
     assert not np.shares_memory(first, second) and not np.shares_memory(second, third)
 
 
+def test_a_result_takes_the_place_of_what_it_updates_unless_that_is_needed_later():
+    a, b, c, d = (np.zeros(200, np.uint8) for _ in range(4))
+    steps = [
+        Step(None, (), (), 1, 0, (a,)),
+        Step(None, (), (a,), 1, 0, (b,), a),
+        Step(None, (), (b,), 1, 0, (c,), b),
+        Step(None, (), (c, b), 1, 0, (d,), c),
+    ]
+    shared, memory = with_shared_memory(steps)
+    first, second, third, fourth = (step.outputs[0] for step in shared)
+    assert second is first and shared[1].inputs[0] is first
+    assert not np.shares_memory(second, third)
+    assert fourth is third and shared[3].inputs == (third, second)
+    assert 400 <= memory < 550
+
+
 @numba.njit
 def take_all_rows(share):
     y = take_row(share)

@@ -1,9 +1,10 @@
 """What several commands share: kinds of option values, common options, standard streams, tables."""
 
+import gc
 import math
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -151,18 +152,33 @@ def load_segmenter(model, threads, jobs, kernel, palette, classes, pictures=math
     BitsegError
         The model does not exist, or does not know one of the classes.
     """
-    from ..kernels.jit import compile_in_two_processes
-    from ..network.operations import available_threads
-    from ..segmentation import class_id
-    from ..segmenter import load
+    with _no_garbage_collection():
+        from ..kernels.jit import compile_in_two_processes
+        from ..network.operations import available_threads
+        from ..segmentation import class_id
+        from ..segmenter import load
 
-    compile_in_two_processes()
-    threads = threads or available_threads()
-    jobs = min(jobs or threads, pictures)
-    segmenter = load(model, max(1, threads // jobs), kernel, palette)
+        compile_in_two_processes()
+        threads = threads or available_threads()
+        jobs = min(jobs or threads, pictures)
+        segmenter = load(model, max(1, threads // jobs), kernel, palette)
     for name in classes or ():
         class_id(name, segmenter.class_names)
     return segmenter, jobs
+
+
+@contextmanager
+def _no_garbage_collection():
+    """Python does not look for garbage in the meantime, nor later among what is made in it, all of which stays.
+
+    While Numba is imported it would do so for a tenth of the time that a photo takes in all.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def table(rows):

@@ -4,7 +4,15 @@ import sys
 
 import click
 
-from .common import json_option, kernel_option, model_option, print_table, threads_option, working_size_option
+from .common import (
+    json_option,
+    kernel_option,
+    load_segmenter,
+    model_option,
+    print_table,
+    threads_option,
+    working_size_option,
+)
 
 
 @click.command("eval")
@@ -41,12 +49,11 @@ def evaluate(model, dataset, root, split, size, threads, kernel, report, as_json
     from ..datasets import open_dataset
     from ..evaluation import evaluate as count_pixels
     from ..report import Gallery, check_report
-    from ..segmenter import load
 
     if report is not None:
         check_report(report)
     data = open_dataset(dataset, root, split)
-    segmenter = load(model, threads, kernel)
+    segmenter, _ = load_segmenter(model, threads, 1, kernel, None, None)
     classes = segmenter.model.architecture.classes
     unknown = [name for name in data.classes if name not in classes]
     data = data.mapped_to(classes)

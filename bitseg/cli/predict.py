@@ -113,14 +113,14 @@ def predict(
 
     lines = []
     if waiting:
-        from ..segmenter import in_order
-
         segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes, len(waiting))
         segment = _segment_function(segmenter, kind, classes, opacity, size)
         if named == 1:
             lines = _describe(segment(*waiting), kind, *waiting)
         else:
             from PIL import Image
+
+            from ..segmenter import in_order
 
             Image.core.set_blocks_max(KEPT_BLOCKS)
             began = time.monotonic()

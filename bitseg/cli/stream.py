@@ -58,9 +58,10 @@ def stream(size, kind, model, classes, opacity, palette, working_size, threads, 
     frames = _frames(standard_input("raw frames"), *size, errors.append)
     check_standard_output("the frames")
 
+    segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes)
+
     from ..segmenter import in_order
 
-    segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes)
     options = {} if opacity is None else {"opacity": opacity}
 
     def segment(frame):

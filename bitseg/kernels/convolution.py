@@ -26,8 +26,8 @@ SUMS_IN_CACHE = 8192
 Rounding = namedtuple("Rounding", "largest steps activation_multiplier activation_largest")
 """How real values become stream codes, and these the activation codes that convolutions read.
 
-largest : float32
-    Largest stream code, ``2**bits - 1``.
+largest : float32 or None
+    Largest stream code, ``2**bits - 1``. None: 255, of real values that are below 2**31.
 steps : uint8, shape (2**bits - 1, 32), or None
     An activation code is the number of steps that its stream code exceeds; the same in all columns.
 activation_multiplier, activation_largest : float32

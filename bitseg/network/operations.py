@@ -20,6 +20,7 @@ from .layout import (
     bit_planes,
     check_kernel,
     column_samples,
+    largest_result,
     row_samples,
     stem_filters,
     stream_rounding,
@@ -31,7 +32,7 @@ from .plan import Plan, Step, with_shared_memory
 KEPT_BYTES = 64 * 2**20
 """For plans that wait for an image of their shape: each is made in some milliseconds, and holds 3 MB for 384x384."""
 
-Layer = namedtuple("Layer", "convolution filters steps")
+Layer = namedtuple("Layer", "convolution filters steps most")
 Rounding = namedtuple("Rounding", "stream_bits activation_bits shortcut_multiplier kernel")
 
 
@@ -144,11 +145,12 @@ class Operations:
         convolution.check_sums()
         weights = with_rising_results(convolution, weights)
         filters = bit_filters(convolution, weights, self.kernel)
-        return Layer(convolution, filters, sum_steps(convolution, weights, filters.levels.dtype))
+        steps = sum_steps(convolution, weights, filters.levels.dtype)
+        return Layer(convolution, filters, steps, largest_result(convolution, weights))
 
     def prepare_stem(self, convolution, weights):
         """Lay out the first layer, which reads the 8-bit image; arguments and result as for `prepare`."""
-        return Layer(convolution, stem_filters(convolution, weights), None)
+        return Layer(convolution, stem_filters(convolution, weights), None, largest_result(convolution, weights))
 
     def prepare_rounding(self, stream_bits, activation_bits, scales):
         """Lay out `model_file.StreamScales` for the kernels."""
@@ -166,7 +168,7 @@ class Operations:
         stream = np.empty((height // 2, width // 2, len(layer.filters.multiplier)), np.uint8)
         planes = bit_planes(height // 2, width // 2, convolution.out_channels, rounding.activation_bits)
         work = _nanoseconds(height * width, layer)
-        constants = layer.filters, rounding.kernel
+        constants = layer.filters, _kernel_rounding(rounding, layer.most)
         self._step(work, height // 2, stem.stem_rows, constants, (bordered,), (stream, planes))
         return stream, planes
 
@@ -224,23 +226,26 @@ class Operations:
         shape = height, width, len(layer.filters.multiplier)
         work = _nanoseconds(height * width, layer)
         multiplier = projecting = None
+        most = layer.most
         if shortcut is not None:
             if shortcut.shape != shape:
                 raise ValueError(f"the shortcut has shape {shortcut.shape}, the block's result {shape}")
             multiplier = rounding.shortcut_multiplier
+            most += (2**rounding.stream_bits - 1) * abs(float(multiplier))
         if projection is not None:
             projected = (*self._output_size(block_input, projection), len(projection.filters.multiplier))
             if projected != shape:
                 raise ValueError(f"the projection has shape {projected}, the block's result {shape}")
             projecting = projection.filters
+            most += projection.most
             work += _nanoseconds(height * width, projection)
         stream = np.empty(shape, np.uint8)
         planes = None
         if rounding.activation_bits:
             planes = bit_planes(height, width, layer.convolution.out_channels, rounding.activation_bits)
-        constants = layer.filters, rounding.kernel, multiplier, projecting
+        constants = layer.filters, _kernel_rounding(rounding, most), multiplier, projecting
         inputs = features, shortcut, block_input
-        self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes))
+        self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes), shortcut)
         return stream, planes
 
     def _output_size(self, features, layer):
@@ -259,9 +264,9 @@ class Operations:
         border = 2 * (features.margin - convolution.padding) + convolution.kernel
         return (rows - border) // convolution.stride + 1, (columns - border) // convolution.stride + 1
 
-    def _step(self, nanoseconds, height, kernel, constants, inputs, outputs):
+    def _step(self, nanoseconds, height, kernel, constants, inputs, outputs, updated=None):
         """Run a kernel on rows 0 to `height`, or make it the next step of the plan."""
-        step = Step(kernel, constants, inputs, height, nanoseconds, outputs)
+        step = Step(kernel, constants, inputs, height, nanoseconds, outputs, updated)
         steps = getattr(self._planning, "steps", None)
         if steps is None:
             Plan([step], self.threads).run(self._helpers())
@@ -288,6 +293,12 @@ def _size_of_stream_reader(stream, convolution):
             f"{stream.shape}: pad its channels to a multiple of {LANES}"
         )
     return tuple((size - 1) // convolution.stride + 1 for size in stream.shape[:2])
+
+
+def _kernel_rounding(rounding, most):
+    """What kernels take of a `Rounding` for values up to `most`: no largest code where saturation alone gives it."""
+    saturates = rounding.stream_bits == 8 and most < 2**30
+    return rounding.kernel._replace(largest=None) if saturates else rounding.kernel
 
 
 def _with_spare(shape, dtype, spare):

@@ -18,10 +18,11 @@ PARTS_OF_A_THREAD = 3
 
 CACHE_LINE = 64
 
-Step = namedtuple("Step", "kernel constants inputs height nanoseconds outputs")
+Step = namedtuple("Step", "kernel constants inputs height nanoseconds outputs updated", defaults=[None])
 """One call of a kernel: ``kernel(*constants, *inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work.
 
-The constants are those of the layer; what another step has written is in the inputs.
+The constants are those of the layer; what another step has written is in the inputs. `updated` is None, or an input in
+whose place the first output may be written: of either the kernel needs a value no longer once it has written the other.
 """
 
 
@@ -111,7 +112,8 @@ def _rows_at_a_time(step, threads):
 def with_shared_memory(steps):
     """Give steps other arrays to write to, in one piece of memory where none lies on another that is needed.
 
-    Arrays of one lifetime lie side by side. The largest of such blocks come first, each as low as it fits.
+    What a step makes of an input that nobody needs afterwards takes its place, if it may. Arrays of one lifetime lie
+    side by side. The largest of such blocks come first, each as low as it fits.
 
     Returns
     -------
@@ -126,6 +128,13 @@ def with_shared_memory(steps):
     last_use = {
         id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
     }
+    taken = {}
+    for number, step in reversed(list(enumerate(steps))):
+        if step.updated is not None and last_use[id(step.updated)] == number:
+            result = step.outputs[0]
+            taken[id(step.updated)] = result
+            last_use[id(step.updated)] = last_use[id(result)]
+            del uses[id(result)]
     blocks = {}
     for array, first in uses.values():
         blocks.setdefault((first, last_use[id(array)]), []).append(array)
@@ -143,6 +152,9 @@ def with_shared_memory(steps):
     memory = np.empty(max(block.end for block in placed) + CACHE_LINE, np.uint8)
     memory = memory[-memory.ctypes.data % CACHE_LINE :]
     buffers = {key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()}
+    for step in steps:
+        if id(step.updated) in taken:
+            buffers[id(step.outputs[0])] = buffers[id(step.updated)]
     steps = [
         step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
         for step in steps
