@@ -14,7 +14,7 @@ NANOSECONDS_WORTH_A_THREAD = 10_000
 """Rows are taken by about this much work at a time: taking part in a step costs a thread a few microseconds."""
 
 PARTS_OF_A_THREAD = 3
-"""Into so many parts for each thread is a step divided at most, so that a thread that is slower or late gets fewer."""
+"""Into about so many parts for each thread is a step divided, so that a thread that is slower or late gets fewer."""
 
 CACHE_LINE = 64
 
@@ -103,10 +103,16 @@ class Plan:
 
 
 def _rows_at_a_time(step, threads):
-    if threads == 1:
-        return step.height
+    """How many rows a thread takes at a time, so that equally fast ones end together: no 6 and 4 of 10 rows."""
     parts = min(threads * PARTS_OF_A_THREAD, step.nanoseconds // NANOSECONDS_WORTH_A_THREAD, step.height)
-    return -(-step.height // max(1, int(parts)))
+    if threads == 1 or parts < 2:
+        return step.height
+    wanted, half = -(-step.height // int(parts)), -(-step.height // threads)
+
+    def longest(rows):
+        return -(-step.height // (rows * threads)) * rows
+
+    return min(range(max(1, wanted // 2), max(wanted, half) + 1), key=lambda rows: (longest(rows), abs(rows - wanted)))
 
 
 def with_shared_memory(steps):
