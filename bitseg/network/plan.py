@@ -107,12 +107,13 @@ def _rows_at_a_time(step, threads):
     parts = min(threads * PARTS_OF_A_THREAD, step.nanoseconds // NANOSECONDS_WORTH_A_THREAD, step.height)
     if threads == 1 or parts < 2:
         return step.height
-    wanted, half = -(-step.height // int(parts)), -(-step.height // threads)
+    wanted, equal = -(-step.height // int(parts)), -(-step.height // threads)
 
     def longest(rows):
+        """Rows of the thread that gets most."""
         return -(-step.height // (rows * threads)) * rows
 
-    return min(range(max(1, wanted // 2), max(wanted, half) + 1), key=lambda rows: (longest(rows), abs(rows - wanted)))
+    return min([*range(wanted, max(wanted // 2, 1) - 1, -1), equal], key=longest)
 
 
 def with_shared_memory(steps):
@@ -134,13 +135,12 @@ def with_shared_memory(steps):
     last_use = {
         id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
     }
-    taken = {}
+    replaced = set()
     for number, step in reversed(list(enumerate(steps))):
         if step.updated is not None and last_use[id(step.updated)] == number:
-            result = step.outputs[0]
-            taken[id(step.updated)] = result
-            last_use[id(step.updated)] = last_use[id(result)]
-            del uses[id(result)]
+            replaced.add(id(step.updated))
+            last_use[id(step.updated)] = last_use[id(step.outputs[0])]
+            del uses[id(step.outputs[0])]
     blocks = {}
     for array, first in uses.values():
         blocks.setdefault((first, last_use[id(array)]), []).append(array)
@@ -159,7 +159,7 @@ def with_shared_memory(steps):
     memory = memory[-memory.ctypes.data % CACHE_LINE :]
     buffers = {key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()}
     for step in steps:
-        if id(step.updated) in taken:
+        if id(step.updated) in replaced:
             buffers[id(step.outputs[0])] = buffers[id(step.updated)]
     steps = [
         step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
