@@ -1,5 +1,6 @@
 """``bitseg predict``: through the real command where that is what is tested, else in this process."""
 
+import gc
 import json
 import os
 import signal
@@ -40,6 +41,12 @@ def predict(monkeypatch):
         return CliRunner().invoke(main, words, input=input, prog_name="bitseg", catch_exceptions=False)
 
     return run
+
+
+@pytest.mark.parametrize("model", [DEFAULT_MODEL, "voc7-w2a3"])
+def test_garbage_is_collected_again_once_the_model_is_loaded_or_not_found(predict, tmp_path, model):
+    predict(CHELSEA, "-o", tmp_path / "mask.png", "-m", model)
+    assert gc.isenabled()
 
 
 @pytest.fixture(scope="module")

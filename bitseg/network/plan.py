@@ -14,7 +14,7 @@ NANOSECONDS_WORTH_A_THREAD = 10_000
 """Rows are taken by about this much work at a time: taking part in a step costs a thread a few microseconds."""
 
 PARTS_OF_A_THREAD = 3
-"""Into so many parts for each thread is a step divided at most, so that a thread that is slower or late gets fewer."""
+"""Into about so many parts for each thread is a step divided, so that a thread that is slower or late gets fewer."""
 
 CACHE_LINE = 64
 
@@ -103,10 +103,17 @@ class Plan:
 
 
 def _rows_at_a_time(step, threads):
-    if threads == 1:
-        return step.height
+    """How many rows a thread takes at a time, so that equally fast ones end together: no 6 and 4 of 10 rows."""
     parts = min(threads * PARTS_OF_A_THREAD, step.nanoseconds // NANOSECONDS_WORTH_A_THREAD, step.height)
-    return -(-step.height // max(1, int(parts)))
+    if threads == 1 or parts < 2:
+        return step.height
+    wanted, equal = -(-step.height // int(parts)), -(-step.height // threads)
+
+    def longest(rows):
+        """Rows of the thread that gets most."""
+        return -(-step.height // (rows * threads)) * rows
+
+    return min([*range(wanted, max(wanted // 2, 1) - 1, -1), equal], key=longest)
 
 
 def with_shared_memory(steps):
@@ -128,13 +135,12 @@ def with_shared_memory(steps):
     last_use = {
         id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
     }
-    taken = {}
+    replaced = set()
     for number, step in reversed(list(enumerate(steps))):
         if step.updated is not None and last_use[id(step.updated)] == number:
-            result = step.outputs[0]
-            taken[id(step.updated)] = result
-            last_use[id(step.updated)] = last_use[id(result)]
-            del uses[id(result)]
+            replaced.add(id(step.updated))
+            last_use[id(step.updated)] = last_use[id(step.outputs[0])]
+            del uses[id(step.outputs[0])]
     blocks = {}
     for array, first in uses.values():
         blocks.setdefault((first, last_use[id(array)]), []).append(array)
@@ -153,7 +159,7 @@ def with_shared_memory(steps):
     memory = memory[-memory.ctypes.data % CACHE_LINE :]
     buffers = {key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()}
     for step in steps:
-        if id(step.updated) in taken:
+        if id(step.updated) in replaced:
             buffers[id(step.outputs[0])] = buffers[id(step.updated)]
     steps = [
         step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
