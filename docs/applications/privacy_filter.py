@@ -47,7 +47,7 @@ def blur(segmentation, name, least_probability):
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--class", "name", default="person", help="What is blurred.")
 @click.option("--probability", type=click.FloatRange(0, 1), default=0.1, help="How likely it must be; 0 blurs all.")
-@click.option("--model", default="voc7-w8a8", help="Name of an installed model, or path of an .h5 file.")
+@click.option("--model", default="voc7-w4a4", help="Name of an installed model, or path of an .h5 file.")
 def main(photos, folder, name, probability, model):
     """Blur people in PHOTOS and write the results to FOLDER."""
     failed = []
