@@ -70,7 +70,7 @@ def select_kernel(convolution, name="auto"):
     return name if name in costs else min(costs, key=costs.get)
 
 
-def bit_planes(height, width, channels, bits, margin=1):
+def bit_planes(height, width, channels, bits, margin=1, zeros=np.zeros):
     """Empty `kernels.bitplanes.Planes` for a feature map.
 
     Parameters
@@ -80,14 +80,16 @@ def bit_planes(height, width, channels, bits, margin=1):
         1 to 8.
     margin : int
         Zero pixels around the map: the largest padding of the convolutions that read it.
+    zeros : callable
+        Makes an array of a shape and a type.
 
     Returns
     -------
     Planes
     """
     rows, columns = height + 2 * margin, width + 2 * margin
-    words = tuple(np.zeros((rows, columns, -(-channels // WORD)), np.uint64) for _ in range(bits))
-    return bitplanes.Planes(words, np.zeros((rows, columns), np.int32), margin)
+    words = tuple(zeros((rows, columns, -(-channels // WORD)), np.uint64) for _ in range(bits))
+    return bitplanes.Planes(words, zeros((rows, columns), np.int32), margin)
 
 
 def pack_bit_planes(codes, bits, margin=1):

@@ -27,7 +27,7 @@ from .layout import (
     sum_steps,
     with_rising_results,
 )
-from .plan import Plan, Step, with_shared_memory
+from .plan import Plan, Step, placeholder, with_shared_memory
 
 KEPT_BYTES = 64 * 2**20
 """For plans that wait for an image of their shape: each is made in some milliseconds, and holds 3 MB for 384x384."""
@@ -166,7 +166,7 @@ class Operations:
         bordered = stem.Image(values, np.empty((rows, columns), np.int32), padding)
         self._step(rows * columns, rows, stem.border_rows, (tuple(mean),), (image,), (bordered,))
         stream = np.empty((height // 2, width // 2, len(layer.filters.multiplier)), np.uint8)
-        planes = bit_planes(height // 2, width // 2, convolution.out_channels, rounding.activation_bits)
+        planes = self._planes(height // 2, width // 2, convolution, rounding.activation_bits)
         work = _nanoseconds(height * width, layer)
         constants = layer.filters, _kernel_rounding(rounding, layer.most)
         self._step(work, height // 2, stem.stem_rows, constants, (bordered,), (stream, planes))
@@ -174,7 +174,7 @@ class Operations:
 
     def convolve(self, activation, layer):
         height, width = self._output_size(activation, layer)
-        result = bit_planes(height, width, layer.convolution.out_channels, layer.convolution.output_bits)
+        result = self._planes(height, width, layer.convolution, layer.convolution.output_bits)
         largest = np.float32(2**layer.convolution.output_bits - 1)
         constants = layer.filters, layer.steps, largest
         work = _nanoseconds(height * width, layer)
@@ -242,7 +242,7 @@ class Operations:
         stream = np.empty(shape, np.uint8)
         planes = None
         if rounding.activation_bits:
-            planes = bit_planes(height, width, layer.convolution.out_channels, rounding.activation_bits)
+            planes = self._planes(height, width, layer.convolution, rounding.activation_bits)
         constants = layer.filters, _kernel_rounding(rounding, most), multiplier, projecting
         inputs = features, shortcut, block_input
         self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes), shortcut)
@@ -263,6 +263,11 @@ class Operations:
             raise ValueError(f"planes with margin {features.margin}: pack with margin={convolution.padding}")
         border = 2 * (features.margin - convolution.padding) + convolution.kernel
         return (rows - border) // convolution.stride + 1, (columns - border) // convolution.stride + 1
+
+    def _planes(self, height, width, convolution, bits):
+        """Empty planes for what a convolution gives; in a plan, which brings memory of its own, without any."""
+        zeros = placeholder if hasattr(self._planning, "steps") else np.zeros
+        return bit_planes(height, width, convolution.out_channels, bits, zeros=zeros)
 
     def _step(self, nanoseconds, height, kernel, constants, inputs, outputs, updated=None):
         """Run a kernel on rows 0 to `height`, or make it the next step of the plan."""

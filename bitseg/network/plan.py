@@ -116,6 +116,14 @@ def _rows_at_a_time(step, threads):
     return min([*range(wanted, max(wanted // 2, 1) - 1, -1), equal], key=longest)
 
 
+_NO_MEMORY = bytes(16)
+
+
+def placeholder(shape, dtype):
+    """An array without memory, which `with_shared_memory` replaces; it can be read but means nothing."""
+    return np.ndarray(shape, dtype, _NO_MEMORY, strides=(0,) * len(shape))
+
+
 def with_shared_memory(steps):
     """Give steps other arrays to write to, in one piece of memory where none lies on another that is needed.
 
@@ -174,7 +182,7 @@ _Block = namedtuple("_Block", "start end first last")
 
 def _memory(array):
     """Bytes of an array and of what is spare behind its last value, in whole cache lines."""
-    size = array.nbytes if array.base is None else array.base.nbytes
+    size = array.base.nbytes if isinstance(array.base, np.ndarray) else array.nbytes
     return -(-size // CACHE_LINE) * CACHE_LINE
 
 
