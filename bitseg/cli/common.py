@@ -131,7 +131,7 @@ opacity_option = click.option(
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 
 
-def load_segmenter(model, threads, jobs, kernel, palette, classes, pictures=math.inf):
+def load_segmenter(model, threads, jobs, kernel, palette=None, classes=None, pictures=math.inf):
     """Load a model for several pictures at a time, each on its part of the threads.
 
     Parameters

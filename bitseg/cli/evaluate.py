@@ -53,7 +53,7 @@ def evaluate(model, dataset, root, split, size, threads, kernel, report, as_json
     if report is not None:
         check_report(report)
     data = open_dataset(dataset, root, split)
-    segmenter, _ = load_segmenter(model, threads, 1, kernel, None, None)
+    segmenter, _ = load_segmenter(model, threads, 1, kernel)
     classes = segmenter.model.architecture.classes
     unknown = [name for name in data.classes if name not in classes]
     data = data.mapped_to(classes)

@@ -177,7 +177,7 @@ def sum_steps(convolution, weights, sum_type):
     return steps.take(_channels_of_lanes(steps.shape[1], sum_type), 1)
 
 
-def largest_result(convolution, weights):
+def result_bound(convolution, weights):
     """The most that a result ``t * multiplier + offset`` can differ from 0, before it is rounded."""
     magnitudes = [np.abs(values.astype(np.float64)) for values in (weights.multiplier, weights.offset)]
     return float((magnitudes[0] * convolution.largest_sum + magnitudes[1]).max())

@@ -20,7 +20,7 @@ from .layout import (
     bit_planes,
     check_kernel,
     column_samples,
-    largest_result,
+    result_bound,
     row_samples,
     stem_filters,
     stream_rounding,
@@ -32,7 +32,9 @@ from .plan import Plan, Step, placeholder, with_shared_memory
 KEPT_BYTES = 64 * 2**20
 """For plans that wait for an image of their shape: each is made in some milliseconds, and holds 3 MB for 384x384."""
 
-Layer = namedtuple("Layer", "convolution filters steps most")
+Layer = namedtuple("Layer", "convolution filters steps bound")
+"""A convolution, its weights laid out for a kernel, its `layout.sum_steps`, and its `layout.result_bound`."""
+
 Rounding = namedtuple("Rounding", "stream_bits activation_bits shortcut_multiplier kernel")
 
 
@@ -146,11 +148,11 @@ class Operations:
         weights = with_rising_results(convolution, weights)
         filters = bit_filters(convolution, weights, self.kernel)
         steps = sum_steps(convolution, weights, filters.levels.dtype)
-        return Layer(convolution, filters, steps, largest_result(convolution, weights))
+        return Layer(convolution, filters, steps, result_bound(convolution, weights))
 
     def prepare_stem(self, convolution, weights):
         """Lay out the first layer, which reads the 8-bit image; arguments and result as for `prepare`."""
-        return Layer(convolution, stem_filters(convolution, weights), None, largest_result(convolution, weights))
+        return Layer(convolution, stem_filters(convolution, weights), None, result_bound(convolution, weights))
 
     def prepare_rounding(self, stream_bits, activation_bits, scales):
         """Lay out `model_file.StreamScales` for the kernels."""
@@ -168,7 +170,7 @@ class Operations:
         stream = np.empty((height // 2, width // 2, len(layer.filters.multiplier)), np.uint8)
         planes = self._planes(height // 2, width // 2, convolution, rounding.activation_bits)
         work = _nanoseconds(height * width, layer)
-        constants = layer.filters, _kernel_rounding(rounding, layer.most)
+        constants = layer.filters, _kernel_rounding(rounding, layer.bound)
         self._step(work, height // 2, stem.stem_rows, constants, (bordered,), (stream, planes))
         return stream, planes
 
@@ -226,24 +228,24 @@ class Operations:
         shape = height, width, len(layer.filters.multiplier)
         work = _nanoseconds(height * width, layer)
         multiplier = projecting = None
-        most = layer.most
+        bound = layer.bound
         if shortcut is not None:
             if shortcut.shape != shape:
                 raise ValueError(f"the shortcut has shape {shortcut.shape}, the block's result {shape}")
             multiplier = rounding.shortcut_multiplier
-            most += (2**rounding.stream_bits - 1) * abs(float(multiplier))
+            bound += (2**rounding.stream_bits - 1) * abs(float(multiplier))
         if projection is not None:
             projected = (*self._output_size(block_input, projection), len(projection.filters.multiplier))
             if projected != shape:
                 raise ValueError(f"the projection has shape {projected}, the block's result {shape}")
             projecting = projection.filters
-            most += projection.most
+            bound += projection.bound
             work += _nanoseconds(height * width, projection)
         stream = np.empty(shape, np.uint8)
         planes = None
         if rounding.activation_bits:
             planes = self._planes(height, width, layer.convolution, rounding.activation_bits)
-        constants = layer.filters, _kernel_rounding(rounding, most), multiplier, projecting
+        constants = layer.filters, _kernel_rounding(rounding, bound), multiplier, projecting
         inputs = features, shortcut, block_input
         self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes), shortcut)
         return stream, planes
@@ -300,9 +302,9 @@ def _size_of_stream_reader(stream, convolution):
     return tuple((size - 1) // convolution.stride + 1 for size in stream.shape[:2])
 
 
-def _kernel_rounding(rounding, most):
-    """What kernels take of a `Rounding` for values up to `most`: no largest code where saturation alone gives it."""
-    saturates = rounding.stream_bits == 8 and most < 2**30
+def _kernel_rounding(rounding, bound):
+    """What kernels take of a `Rounding` for values up to `bound`: no largest code where saturation alone gives it."""
+    saturates = rounding.stream_bits == 8 and bound < 2**30
     return rounding.kernel._replace(largest=None) if saturates else rounding.kernel
 
 
