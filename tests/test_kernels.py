@@ -8,7 +8,7 @@ import pytest
 from llvmlite import ir
 
 from bitseg.architecture import Convolution
-from bitseg.kernels import simd
+from bitseg.kernels import amx, dot, simd
 from bitseg.model_file import LayerWeights, StreamScales
 from bitseg.network import reference
 from bitseg.network.layout import pack_bit_planes, select_kernel, stem_filters, unpack_bit_planes
@@ -31,6 +31,10 @@ BITS = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 1), (1, 4), (4, 4), (5, 7), (8, 8)]
 THREADS = [1, 2, 3, 7]
 
 needs_byte_shuffle = pytest.mark.skipif(not simd.has_byte_shuffle(), reason="the look-up kernel needs AVX2")
+needs_wide_products = pytest.mark.skipif(
+    dot.types(8, 8)[0] == np.uint8, reason="this CPU multiplies bytes: Winograd's sums need 16 bits"
+)
+needs_tiles = pytest.mark.skipif(not amx.has_tiles(), reason="the tile kernel needs AMX, and Linux")
 
 
 def random_layer(generator, shape, weight_bits, input_bits, output_bits):
@@ -86,7 +90,12 @@ def test_codes_of_another_type_are_refused_with_the_mend():
         pack_bit_planes(np.zeros((1, 1, 1), np.int64), 2)
 
 
-KERNELS = ["popcount", "dot", pytest.param("lookup", marks=needs_byte_shuffle)]
+KERNELS = [
+    "popcount",
+    "dot",
+    pytest.param("lookup", marks=needs_byte_shuffle),
+    pytest.param("tile", marks=needs_tiles),
+]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -255,9 +264,11 @@ def test_results_far_beyond_the_largest_code_equal_numpy(generator, factor):
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (32, 160)])
 @pytest.mark.parametrize("out_channels", [16, 64, 70])
-@pytest.mark.parametrize("by_winograd", [True, False])
-def test_the_stem_equals_numpy(monkeypatch, generator, size, out_channels, threads, by_winograd):
-    filters = functools.partial(stem_filters, by_winograd=by_winograd)
+@pytest.mark.parametrize(
+    "kernel", [pytest.param("winograd", marks=needs_wide_products), "dot", pytest.param("tile", marks=needs_tiles)]
+)
+def test_the_stem_equals_numpy(monkeypatch, generator, size, out_channels, threads, kernel):
+    filters = functools.partial(stem_filters, kernel=kernel)
     monkeypatch.setattr("bitseg.network.operations.stem_filters", filters)
     image = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
     convolution, weights, _ = random_layer(generator, (*size, 3, out_channels, 7, 2), 8, 8, 8)

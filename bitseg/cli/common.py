@@ -111,7 +111,7 @@ jobs_option = click.option(
 )
 kernel_option = click.option(
     "--kernel",
-    type=click.Choice(["auto", "popcount", "lookup", "dot"]),
+    type=click.Choice(["auto", "popcount", "lookup", "dot", "tile"]),
     default="auto",
     help="How convolutions are computed; the mask is the same.",
 )

@@ -10,12 +10,13 @@ Arguments that may be None choose what is compiled: of branches on them Numba ke
 from collections import namedtuple
 
 import numpy as np
+from numba.np import numpy_support
 
-from . import dot, lookup, popcount, simd
+from . import dot, lookup, popcount, simd, tile
 from .bitplanes import clear_border, first_half, pack_pixels
 from .feature_maps import add_sums, columns, margin
-from .jit import borrowed, chosen_by_types, keep, kernel, part
-from .sharing import next_row, take_row
+from .jit import aligned, borrowed, chosen_by_types, keep, kernel, part
+from .sharing import end_of_taken, next_row, take_row
 
 LANES = 32
 """Channels that are treated at a time after the sums; the sums of a pixel are filled up to a multiple of it."""
@@ -34,53 +35,98 @@ activation_multiplier, activation_largest : float32
     From stream codes to activation codes; used where there are no steps.
 """
 
-_MODULES = {popcount.PopcountFilters: popcount, lookup.LookupFilters: lookup, dot.DotFilters: dot}
+_MODULES = {
+    popcount.PopcountFilters: popcount,
+    lookup.LookupFilters: lookup,
+    dot.DotFilters: dot,
+    tile.TileFilters: tile,
+}
 
-
-MOST_PIXELS = max(module.PIXELS for module in _MODULES.values())
+MOST_PIXELS = max(module.PIXELS for module in (popcount, lookup, dot))
 """Pixels that a kernel computes together, at most."""
 
 
 def pixels_at_a_time(filters):
     """How many pixels of a row are convolved before what follows: their sums, and what the kernel needs, stay in the
-    first-level cache."""
+    cache."""
 
 
-def workspace(planes, filters, pixels):
-    """Scratch memory of the sums' kernel for one call, which convolves up to so many pixels at a time."""
+def pixels_with_sums(filters, width, pixels):
+    """For how many pixels there are sums, where rows of `width` are convolved up to so many pixels at a time."""
 
 
-def begin_row(planes, filters, space, y):
-    """Make ready for the pixels of output row `y`; rows come in order."""
+def workspace(planes, filters, width, pixels):
+    """Scratch memory of the sums' kernel for one call, and what state of the processor it needs; see `finish`."""
+
+
+def begin_row(planes, filters, space, y, end):
+    """Make ready for the pixels of output row `y`; rows come in order, and all up to `end` one after the other."""
 
 
 def convolve_pixels(planes, filters, space, y, x0, x1, sums):
-    """Integer sums of output pixels x0 to x1 of row `y`.
+    """Integer sums of output pixels x0 to x1 of row `y`; the number of the pixel in `sums` that has those of x0.
 
-    sums : array of the type of `filters.levels`, shape (at least x1 - x0 + MOST_PIXELS - 1, out)
+    sums : array of the type of `filters.levels`, shape (`pixels_with_sums`, out)
         Receives ``sum(a * w)`` for the stored weights w, which are the codes q or differ from them by a constant.
     """
 
 
+def finish(filters, space):
+    """Leave the processor as it was before `workspace`."""
+
+
+def empty_sums(filters, pixels):
+    """Memory for the sums of so many pixels."""
+
+
 @chosen_by_types(pixels_at_a_time)
 def _pixels_at_a_time(filters):
+    if filters.instance_class is tile.TileFilters:
+        return lambda filters: tile.pixels_at_a_time(filters.multiplier.size)
     together = _MODULES[filters.instance_class].PIXELS
     return lambda filters: max(1, SUMS_IN_CACHE // together // filters.multiplier.size) * together
 
 
+@chosen_by_types(pixels_with_sums)
+def _pixels_with_sums(filters, width, pixels):
+    if filters.instance_class is tile.TileFilters:
+        return lambda filters, width, pixels: tile.pixels_with_sums(filters.multiplier.size, width, pixels)
+    # At the end of a row more pixels are convolved than there are.
+    return lambda filters, width, pixels: pixels + MOST_PIXELS - 1
+
+
 @chosen_by_types(workspace)
-def _workspace(planes, filters, pixels):
+def _workspace(planes, filters, width, pixels):
     return _MODULES[filters.instance_class].workspace
 
 
 @chosen_by_types(begin_row)
-def _begin_row(planes, filters, space, y):
+def _begin_row(planes, filters, space, y, end):
     return _MODULES[filters.instance_class].begin_row
 
 
 @chosen_by_types(convolve_pixels)
 def _convolve_pixels(planes, filters, space, y, x0, x1, sums):
     return _MODULES[filters.instance_class].convolve_pixels
+
+
+@chosen_by_types(finish)
+def _finish(filters, space):
+    if filters.instance_class is tile.TileFilters:
+        return lambda filters, space: tile.finish(space)
+    return lambda filters, space: None
+
+
+@chosen_by_types(empty_sums)
+def _empty_sums(filters, pixels):
+    sum_type = numpy_support.as_dtype(filters[filters.fields.index("levels")])
+    spare = 64 // sum_type.itemsize
+
+    def empty(filters, pixels):
+        channels = filters.multiplier.size
+        return aligned(np.empty(pixels * channels + spare, sum_type)).reshape(pixels, channels)
+
+    return empty
 
 
 @part
@@ -128,10 +174,9 @@ def scale(sums, position, center, filters, channel):
 @part
 def scratch(planes, filters, width, pixels):
     """Memory of one call: sums of the pixels convolved at a time, totals and centers of a row, the kernel's own."""
-    # Kernels compute some pixels together, at the end of a row more than there are.
-    sums = np.full((pixels + MOST_PIXELS - 1, filters.multiplier.size), filters.levels)
+    sums = empty_sums(filters, pixels_with_sums(filters, width, pixels))
     totals = np.empty(columns(planes), np.int32)
-    return sums, totals, np.empty(width, np.int32), workspace(planes, filters, pixels)
+    return sums, totals, np.empty(width, np.int32), workspace(planes, filters, width, pixels)
 
 
 @kernel
@@ -150,34 +195,34 @@ def convolve_to_planes(filters, steps, largest, planes, share, width, result):
     codes = np.empty((pixels, channels), np.uint8)
     y = take_row(share)
     while y < share.height:
-        begin_row(planes, filters, space, y)
+        begin_row(planes, filters, space, y, end_of_taken(share, y))
         find_centers(planes, filters, y, totals, centers)
         clear_border(result, y)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
-            convolve_pixels(planes, filters, space, y, x0, x1, sums)
+            place = convolve_pixels(planes, filters, space, y, x0, x1, sums)
             if steps is not None:
-                _pack_sums(centers, steps, sums, y, x0, x1, result)
+                _pack_sums(centers, steps, sums, place, y, x0, x1, result)
             if steps is None:
                 for x in range(x0, x1):
                     for c in range(0, channels, LANES):
-                        position = (x - x0) * channels + c
-                        value = scale(sums, position, centers[x], filters, c)
-                        simd.store(codes, position, simd.round_to_u8x32(value, largest))
+                        value = scale(sums, (place + x - x0) * channels + c, centers[x], filters, c)
+                        simd.store(codes, (x - x0) * channels + c, simd.round_to_u8x32(value, largest))
                 pack_pixels(codes, result, y, x0, x1)
         y = next_row(share, y)
+    finish(filters, space)
     keep(memory)
 
 
 @part
-def _pack_sums(centers, steps, sums, y, x0, x1, result):
-    """Sums of pixels x0 to x1 of row `y` to codes by comparison, packed."""
+def _pack_sums(centers, steps, sums, place, y, x0, x1, result):
+    """Sums of pixels x0 to x1 of row `y`, from number `place` on, to codes by comparison, packed."""
     channels = sums.shape[1]
     half, halves = first_half(result, y, x0)
     for x in range(x0, x1):
         center, total = centers[x], 0
         for c in range(0, channels, LANES):
-            value = simd.load_signed_sums(sums, (x - x0) * channels + c, center)
+            value = simd.load_signed_sums(sums, (place + x - x0) * channels + c, center)
             total += simd.store_steps(result.words, half + c // LANES, value, steps, c)
         half = _end_pixel(steps, result, y, x, half, halves, total, channels)
 
@@ -210,29 +255,30 @@ def convolve_to_stream(
         activations = borrowed(result)
     y = take_row(share)
     while y < share.height:
-        begin_row(planes, filters, space, y)
+        begin_row(planes, filters, space, y, end_of_taken(share, y))
         find_centers(planes, filters, y, totals, centers)
         if projection is not None:
-            begin_row(block_planes, block_filters, block_space, y)
+            begin_row(block_planes, block_filters, block_space, y, end_of_taken(share, y))
             find_centers(block_planes, block_filters, y, block_totals, block_centers)
         if result is not None:
             clear_border(activations, y)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
-            convolve_pixels(planes, filters, space, y, x0, x1, sums)
+            place = convolve_pixels(planes, filters, space, y, x0, x1, sums)
             if projection is not None:
-                convolve_pixels(block_planes, block_filters, block_space, y, x0, x1, projected)
+                block_place = convolve_pixels(block_planes, block_filters, block_space, y, x0, x1, projected)
             if result is not None:
                 half, halves = first_half(activations, y, x0)
             for x in range(x0, x1):
                 center, total = centers[x], 0
                 for c in range(0, channels, LANES):
-                    position, stream_position = (x - x0) * channels + c, (y * width + x) * channels + c
-                    value = scale(sums, position, center, filters, c)
+                    stream_position = (y * width + x) * channels + c
+                    value = scale(sums, (place + x - x0) * channels + c, center, filters, c)
                     if shortcut is not None:
                         incoming = simd.load_u8x32(shortcut, stream_position)
                         value = simd.add_float(value, simd.multiply_codes(incoming, shortcut_multiplier))
                     if projection is not None:
+                        position = (block_place + x - x0) * channels + c
                         value = simd.add_float(value, scale(projected, position, block_centers[x], block_filters, c))
                     codes = simd.round_to_u8x32(value, rounding.largest)
                     simd.store(stream, stream_position, codes)
@@ -243,9 +289,11 @@ def convolve_to_stream(
             if result is not None:
                 _pack_products(stream, rounding, rounding.steps, activations, y, x0, x1)
         y = next_row(share, y)
-    keep(memory)
     if projection is not None:
+        finish(block_filters, block_space)
         keep(block_memory)
+    finish(filters, space)
+    keep(memory)
 
 
 @part
@@ -304,20 +352,20 @@ def convolve_to_scores(filters, planes, share, scores):
     values = np.empty((pixels, channels), np.float32)
     y = take_row(share)
     while y < share.height:
-        begin_row(planes, filters, space, y)
+        begin_row(planes, filters, space, y, end_of_taken(share, y))
         find_centers(planes, filters, y, totals, centers)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
-            convolve_pixels(planes, filters, space, y, x0, x1, sums)
+            place = convolve_pixels(planes, filters, space, y, x0, x1, sums)
             for x in range(x0, x1):
                 for c in range(0, classes, LANES):
-                    position = (x - x0) * channels + c
-                    value = scale(sums, position, centers[x], filters, c)
-                    simd.store(values, position, simd.to_channel_order(value))
+                    value = scale(sums, (place + x - x0) * channels + c, centers[x], filters, c)
+                    simd.store(values, (x - x0) * channels + c, simd.to_channel_order(value))
             # Class by class: the same place in all classes would be the same few lines of the cache.
             for c in range(classes):
                 row = scores[c, y, x0:x1]
                 for x in range(np.uint32(len(row))):
                     row[x] = values[x, c]
         y = next_row(share, y)
+    finish(filters, space)
     keep(memory)

@@ -48,7 +48,7 @@ def types(weight_bits, input_bits):
 
 
 @part
-def workspace(planes, filters, pixels):
+def workspace(planes, filters, width, pixels):
     """Codes of as many rows as a window has, the number of the next row to be made, and where the window's rows begin.
 
     The rows take turns: row y of the planes is in place ``y % kernel``.
@@ -61,7 +61,7 @@ def workspace(planes, filters, pixels):
 
 
 @part
-def begin_row(planes, filters, space, y):
+def begin_row(planes, filters, space, y, end):
     """Make the codes of the rows that output row `y` needs and earlier ones did not."""
     codes, upcoming, starts = space
     kernel_size, row_size = codes.shape
@@ -82,6 +82,7 @@ def convolve_pixels(planes, filters, space, y, x0, x1, sums):
     codes, _, starts = space
     step = filters.weights.shape[2] // filters.kernel * filters.weights.shape[4] * filters.stride
     multiply_rows(codes, starts, step, filters.weights, filters.most, x0, x1, sums)
+    return 0
 
 
 @routine

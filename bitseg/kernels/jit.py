@@ -52,6 +52,13 @@ def kernel(function):
     return compiled
 
 
+@part
+def aligned(array):
+    """An array of one axis without a cache line of its values, so that it begins where a cache line does."""
+    skipped = -array.ctypes.data % 64 // array.itemsize
+    return array[skipped : skipped + array.size - 64 // array.itemsize]
+
+
 @intrinsic
 def borrowed(typing_context, value):
     """The same array, or tuple of anything, without its owner: Numba then counts no references to it.

@@ -57,7 +57,7 @@ PLANE_TABLES = np.stack([_BYTE_TABLES << bit for bit in range(MOST_ACTIVATION_BI
 
 
 @part
-def workspace(planes, filters, pixels):
+def workspace(planes, filters, width, pixels):
     """Tables; where those of each nibble begin in them; the number of the next row; where the window's rows begin.
 
     The rows take turns: row y of the planes is in place ``y % kernel``. Where a window is one pixel, there are only
@@ -86,7 +86,7 @@ def _overloaded_tables(ready, count):
 
 
 @part
-def begin_row(planes, filters, space, y):
+def begin_row(planes, filters, space, y, end):
     """Make ready the rows that output row `y` needs and earlier ones did not."""
     _, _, upcoming, starts = space
     _, kernel_size, span, _ = filters.weights[0].shape
@@ -152,3 +152,4 @@ def convolve_pixels(planes, filters, space, y, x0, x1, sums):
                         simd.set_byte_counts(sums, position, out, counts, filters.weights, filters.planes)
                     else:
                         simd.add_byte_counts(sums, position, out, counts, filters.weights, filters.planes)
+    return 0

@@ -35,7 +35,7 @@ levels : int32
 
 
 @part
-def workspace(planes, filters, pixels):
+def workspace(planes, filters, width, pixels):
     """Where the words of a window lie, counted from its first word: intp, shape (kernel * kernel * words of in,)."""
     _, kernel_size, _, words, lanes = filters.weights[0].shape
     columns, pixel = planes.sums.shape[1], _words_of_pixel(planes, lanes)
@@ -56,7 +56,7 @@ def _words_of_pixel(planes, lanes):
 
 
 @part
-def begin_row(planes, filters, space, y):
+def begin_row(planes, filters, space, y, end):
     """Nothing is made for each row."""
 
 
@@ -93,3 +93,4 @@ def convolve_pixels(planes, filters, space, y, x0, x1, sums):
             simd.store_counts(sums, s1 + o, count1)
             simd.store_counts(sums, s2 + o, count2)
             simd.store_counts(sums, s3 + o, count3)
+    return 0

@@ -96,3 +96,9 @@ def next_row(share, y):
         return y + 1
     _add(share.counters, share.step, FINISHED, y % share.rows + 1)
     return min(_add(share.counters, share.step, TAKEN, share.rows), share.height)
+
+
+@part
+def end_of_taken(share, y):
+    """The row after the last one that this thread has taken together with row `y`."""
+    return min((y // share.rows + 1) * share.rows, share.height)

@@ -4,13 +4,13 @@ from collections import namedtuple
 
 import numpy as np
 
-from . import dot, simd, winograd
+from . import amx, dot, simd, tile, winograd
 from .bitplanes import clear_border
 from .convolution import LANES, MOST_PIXELS, find_centers, pack_stream, pixels_at_a_time, scale
-from .jit import borrowed, chosen_by_types, kernel, part
+from .jit import aligned, borrowed, chosen_by_types, kernel, part
 from .sharing import next_row, take_row
 
-SPARE = 6 * MOST_PIXELS
+SPARE = 6 * max(MOST_PIXELS, amx.ROWS) + amx.ROW_BYTES
 """Values behind an image that are read, if only to be dropped."""
 
 Image = namedtuple("Image", "values sums margin")
@@ -58,7 +58,7 @@ def stem_rows(filters, rounding, image, share, stream, result):
 
     The window of the pooling reaches past the right and lower edge only.
 
-    filters : dot.DotFilters or winograd.WinogradFilters
+    filters : dot.DotFilters, winograd.WinogradFilters or tile.TileFilters
     stream : uint8, shape (height', width', 32 n)
     """
     image, filters, share, stream, result = borrowed((image, filters, share, stream, result))
@@ -102,6 +102,7 @@ def stem_rows(filters, rounding, image, share, stream, result):
         clear_border(result, y)
         pack_stream(stream, rounding, result, y, 0, width)
         y = next_row(share, y)
+    finish(filters, space)
 
 
 @part
@@ -115,7 +116,8 @@ def _largest_of_column(codes, rows, column, channel):
     return simd.maximum(largest, simd.load_u8x32(codes, rows[2] * row + place))
 
 
-# The convolution is done row by row, or by `winograd` where the CPU multiplies 16-bit numbers: filters say which.
+# The convolution is done row by row, in tiles where the CPU has them, or by `winograd` where it multiplies 16-bit
+# numbers: filters say which.
 
 
 def rows_together(filters):
@@ -127,7 +129,7 @@ def columns_at_a_time(filters):
 
 
 def workspace(image, filters):
-    """Scratch memory of one call."""
+    """Scratch memory of one call, and what state of the processor it needs; see `finish`."""
 
 
 def begin_rows(image, filters, space, y):
@@ -138,35 +140,48 @@ def convolve_columns(image, filters, space, x0, x1, sums):
     """Integer sums of columns x0 to x1: int32, shape (rows together, x1 - x0 + MOST_PIXELS - 1 or more, out)."""
 
 
-def _is_fast(filters):
-    return filters.instance_class is winograd.WinogradFilters
+def finish(filters, space):
+    """Leave the processor as it was before `workspace`."""
 
 
 @chosen_by_types(rows_together)
 def _rows_together(filters):
-    together = winograd.TOGETHER if _is_fast(filters) else 1
+    together = winograd.TOGETHER if filters.instance_class is winograd.WinogradFilters else 1
     return lambda filters: together
 
 
 @chosen_by_types(columns_at_a_time)
 def _columns_at_a_time(filters):
-    at_a_time = winograd.COLUMNS
-    return (lambda filters: at_a_time) if _is_fast(filters) else (lambda filters: pixels_at_a_time(filters))
+    at_a_time = {winograd.WinogradFilters: winograd.COLUMNS, tile.TileFilters: 4 * amx.ROWS}
+    if filters.instance_class not in at_a_time:
+        return lambda filters: pixels_at_a_time(filters)
+    columns = at_a_time[filters.instance_class]
+    return lambda filters: columns
 
 
 @chosen_by_types(workspace)
 def _workspace(image, filters):
-    return winograd.workspace if _is_fast(filters) else _direct_workspace
+    kinds = {winograd.WinogradFilters: winograd.workspace, tile.TileFilters: _workspace_of_tiles}
+    return kinds.get(filters.instance_class, _direct_workspace)
 
 
 @chosen_by_types(begin_rows)
 def _begin_rows(image, filters, space, y):
-    return winograd.begin_rows if _is_fast(filters) else _direct_begin_rows
+    kinds = {winograd.WinogradFilters: winograd.begin_rows, tile.TileFilters: _begin_rows_of_tiles}
+    return kinds.get(filters.instance_class, _direct_begin_rows)
 
 
 @chosen_by_types(convolve_columns)
 def _convolve_columns(image, filters, space, x0, x1, sums):
-    return winograd.convolve_columns if _is_fast(filters) else _direct_convolve_columns
+    kinds = {winograd.WinogradFilters: winograd.convolve_columns, tile.TileFilters: _convolve_columns_in_tiles}
+    return kinds.get(filters.instance_class, _direct_convolve_columns)
+
+
+@chosen_by_types(finish)
+def _finish(filters, space):
+    if filters.instance_class is tile.TileFilters:
+        return lambda filters, space: amx.restore(space[2])
+    return lambda filters, space: None
 
 
 @part
@@ -183,3 +198,21 @@ def _direct_begin_rows(image, filters, space, y):
 @part
 def _direct_convolve_columns(image, filters, space, x0, x1, sums):
     dot.multiply_rows(image.values, space, 3 * filters.stride, filters.weights, filters.most, x0, x1, sums[0])
+
+
+@part
+def _workspace_of_tiles(image, filters):
+    panel = aligned(np.empty((2 * tile.PANEL + 1) * amx.TILE_BYTES, np.uint8))
+    return np.empty((1, filters.kernel), np.intp), panel, amx.configure(amx.ROWS)
+
+
+@part
+def _begin_rows_of_tiles(image, filters, space, y):
+    _direct_begin_rows(image, filters, space[0][0], y)
+
+
+@part
+def _convolve_columns_in_tiles(image, filters, space, x0, x1, sums):
+    starts, panel, _ = space
+    tiles = -(-(x1 - x0) // amx.ROWS)
+    tile.multiply(filters, image.values, starts, x0, tiles, amx.ROWS, panel, sums[0])

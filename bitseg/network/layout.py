@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..kernels import bitplanes, dot, lookup, popcount, simd, winograd
+from ..kernels import amx, bitplanes, dot, lookup, popcount, simd, tile, winograd
 from ..kernels.convolution import LANES, Rounding
 from ..model_file import LayerWeights
 from .reference import interpolation, round_to_code, scale
@@ -15,7 +15,7 @@ WORD = 64
 KEPT_SAMPLES = 32
 """Sample positions are some hundred kilobytes for a photo of a camera."""
 
-KERNELS = ("auto", "popcount", "lookup", "dot")
+KERNELS = ("auto", "popcount", "lookup", "dot", "tile")
 
 
 def check_kernel(name):
@@ -24,6 +24,8 @@ def check_kernel(name):
         raise ValueError(f"unknown kernel '{name}': choose one of {', '.join(KERNELS)}")
     if name == "lookup" and not simd.has_byte_shuffle():
         raise ValueError("the look-up kernel needs a CPU with AVX2: choose kernel 'auto', 'popcount' or 'dot'")
+    if name == "tile" and not amx.has_tiles():
+        raise ValueError("the tile kernel needs a CPU with AMX, and Linux: choose kernel 'auto', 'popcount' or 'dot'")
 
 
 def kernel_costs(convolution):
@@ -46,6 +48,8 @@ def kernel_costs(convolution):
     products = convolution.weight_bits * convolution.input_bits
     uses = convolution.out_channels * convolution.kernel**2 / convolution.stride**2
     costs = {"dot": (14 if simd.has_byte_dot_product() else 24) + 400 / uses}
+    if amx.has_tiles():
+        costs["tile"] = 2 + 150 / uses
     if convolution.reads_stream:
         return costs
     costs["popcount"] = products * (2.4 if simd.has_vector_popcount() else 15)
@@ -140,7 +144,12 @@ def unpack_bit_planes(planes, channels):
 
 def bit_filters(convolution, weights, kernel):
     """Filters of a convolution and its `model_file.LayerWeights` for a kernel, see `select_kernel`."""
-    lay_out = {"popcount": _popcount_filters, "lookup": _lookup_filters, "dot": _feature_map_dot_filters}
+    lay_out = {
+        "popcount": _popcount_filters,
+        "lookup": _lookup_filters,
+        "dot": _feature_map_dot_filters,
+        "tile": _feature_map_tile_filters,
+    }
     return lay_out[select_kernel(convolution, kernel)](convolution, weights)
 
 
@@ -254,21 +263,47 @@ def _largest_parts(arrays, axis, room, unit):
     raise ValueError(f"{unit} terms of up to {largest} exceed {room}: use fewer bits")
 
 
+def _feature_map_tile_filters(convolution, weights):
+    """`kernels.tile.TileFilters` of a feature map's convolution and its `model_file.LayerWeights`."""
+    return _tile_filters(convolution, weights, _padded_codes(weights.codes, 4))
+
+
+def _tile_filters(convolution, weights, codes):
+    """`kernels.tile.TileFilters` of weight codes (out, kernel, kernel, codes of a pixel)."""
+    bits = 1 << (convolution.weight_bits - 1).bit_length()
+    depth = codes.shape[3]
+    rows = codes.reshape(*codes.shape[:2], -1)
+    rows = np.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % amx.ROW_BYTES)))
+    # Of a tile's rows of 64 bytes each holds four codes of 16 channels.
+    tiles = rows.reshape(-1, 2, amx.ROWS, rows.shape[1] * rows.shape[2] // amx.ROW_BYTES, amx.ROWS, 4)
+    tiles = tiles.transpose(0, 3, 1, 4, 2, 5).reshape(*tiles.shape[:1], tiles.shape[3], 2, -1, 8 // bits, amx.ROW_BYTES)
+    packed = np.zeros_like(tiles[..., 0, :])
+    for number in range(8 // bits):
+        packed |= tiles[..., number, :] << np.uint8(number * bits)
+    fields = _filter_fields(convolution, weights)
+    return tile.TileFilters(_aligned(packed), np.uint8(0), bits, depth, *fields)
+
+
 def _feature_map_dot_filters(convolution, weights):
     """`kernels.dot.DotFilters` of a feature map's convolution and its `model_file.LayerWeights`."""
     codes = _padded_codes(weights.codes, 4)
     return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
 
 
-def stem_filters(convolution, weights, by_winograd=True):
-    """`kernels.dot.DotFilters` or `kernels.winograd.WinogradFilters` of the first layer, which reads the image.
+def stem_filters(convolution, weights, kernel="auto"):
+    """Filters of the first layer, which reads the image: `kernels.tile.TileFilters`, `dot.DotFilters` or
+    `winograd.WinogradFilters`.
 
-    by_winograd : bool
-        Whether the latter may be chosen; they are where the CPU does not multiply bytes.
+    kernel : {"auto", "tile", "dot", "winograd"}
+        "auto" chooses tiles where the CPU has them, and the last, which is for no other, where it multiplies no bytes.
     """
     codes = _padded_codes(weights.codes, 1)
-    multiplies_bytes = dot.types(convolution.weight_bits, convolution.input_bits)[0] == np.uint8
-    if multiplies_bytes or not by_winograd:
+    if kernel == "auto":
+        multiplies_bytes = dot.types(convolution.weight_bits, convolution.input_bits)[0] == np.uint8
+        kernel = "tile" if amx.has_tiles() else "dot" if multiplies_bytes else "winograd"
+    if kernel == "tile":
+        return _tile_filters(convolution, weights, codes)
+    if kernel == "dot":
         return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
     stored, fields = _dot_weights(convolution, weights, codes)
     vectors = np.stack([_dot_vectors(window[:, None]) for window in winograd.spread(stored)])
@@ -336,6 +371,15 @@ def _channels_of_lanes(channels, sum_type):
     """The channels, a multiple of `LANES`, in the order in which vectors of a type hold them."""
     order = simd.lane_channels(8 * np.dtype(sum_type).itemsize)
     return (np.arange(0, channels, LANES)[:, None] + order).reshape(-1)
+
+
+def _aligned(array):
+    """A copy that begins where a cache line does: no row of a tile lies in two of them."""
+    memory = np.empty(array.nbytes + 64, np.uint8)
+    skipped = -memory.ctypes.data % 64
+    copy = memory[skipped : skipped + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def _each_bit(convolution, codes, lay_out):

@@ -15,7 +15,7 @@ import pytest
 
 from bitseg.cost import network_cost
 from bitseg.images import read_image, resize
-from bitseg.kernels import simd
+from bitseg.kernels import amx, simd
 from bitseg.model_file import find_model, read_model
 from bitseg.network.graph import Network
 from bitseg.network.layout import pack_bit_planes
@@ -36,9 +36,16 @@ LAYERS = [
 ]
 
 needs_byte_shuffle = pytest.mark.skipif(not simd.has_byte_shuffle(), reason="the look-up kernel needs AVX2")
+needs_tiles = pytest.mark.skipif(not amx.has_tiles(), reason="the tile kernel needs AMX, and Linux")
+KERNELS = [
+    "popcount",
+    "dot",
+    pytest.param("lookup", marks=needs_byte_shuffle),
+    pytest.param("tile", marks=needs_tiles),
+]
 
 
-@pytest.mark.parametrize("kernel", ["popcount", "dot", pytest.param("lookup", marks=needs_byte_shuffle)])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bits", ["1-2", "2-2"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(benchmark, name, bits, kernel):
