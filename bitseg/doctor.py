@@ -24,6 +24,7 @@ FEATURES = {
     "avx512bw": {"avx512bw"},
     "vpopcntdq": {"avx512vpopcntdq"},
     "vnni": {"avx512vnni", "avxvnni"},
+    "amx": {"amx-int8"},
 }
 """CPU features that make a difference to kernels: LLVM's names, of which one suffices."""
 
@@ -136,7 +137,7 @@ def _one_line(error):
 def _cpu():
     from llvmlite.binding import get_host_cpu_features
 
-    from .kernels import simd
+    from .kernels import amx, simd
 
     name, features = simd.target_cpu()
     host = {feature for feature, present in get_host_cpu_features().items() if present}
@@ -146,6 +147,7 @@ def _cpu():
         "features": {
             **{feature: not features.isdisjoint(names) for feature, names in FEATURES.items()},
             "byte shuffle": simd.has_byte_shuffle(),
+            "tiles": amx.has_tiles(),
         },
         "unused": [feature for feature, names in FEATURES.items() if host & names and not features & names],
         "impossible": sorted(features - host),

@@ -28,7 +28,7 @@ DEFAULT_MODEL = "voc7-w2a2"
 def load(
     model: str | os.PathLike = DEFAULT_MODEL,
     threads: int | None = None,
-    kernel: Literal["auto", "popcount", "lookup"] = "auto",
+    kernel: Literal["auto", "popcount", "lookup", "dot", "tile"] = "auto",
     palette: Literal["safe", "voc", "cityscapes", "model"] | None = None,
 ) -> "Segmenter":
     """Load a model.
@@ -39,7 +39,7 @@ def load(
         Name of an installed model, or path of an ``.h5`` file.
     threads : int or None
         Threads to use; None: one for each processor this process may use.
-    kernel : {"auto", "popcount", "lookup", "dot"}
+    kernel : {"auto", "popcount", "lookup", "dot", "tile"}
         How convolutions are computed; auto takes what is fastest on this CPU. The masks are the same.
     palette : {"safe", "voc", "cityscapes", "model"} or None
         Class colours: a key of `bitseg.palette.PALETTES`, or ``model`` for those in the model's file. None: safe,
@@ -75,7 +75,7 @@ class Segmenter:
     ----------
     model : bitseg.model_file.Model
     threads : int or None
-    kernel : {"auto", "popcount", "lookup", "dot"}
+    kernel : {"auto", "popcount", "lookup", "dot", "tile"}
     palette : {"safe", "voc", "cityscapes", "model"} or None
         As for `load`.
 

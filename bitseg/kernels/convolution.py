@@ -2,7 +2,7 @@
 
 A kernel works on the rows of the output that it gets, a few pixels at a time, so that the sums of all their channels
 stay in the first-level cache: no full-size integer or float map is written to memory. The sums themselves come from
-`popcount`, `lookup` or `dot`; the type of the filters says from which, and all give the same.
+`popcount`, `lookup`, `dot` or `tile`; the type of the filters says from which, and all give the same.
 
 Arguments that may be None choose what is compiled: of branches on them Numba keeps those that apply.
 """
@@ -183,7 +183,7 @@ def scratch(planes, filters, width, pixels):
 def convolve_to_planes(filters, steps, largest, planes, share, width, result):
     """Convolve, scale, round to codes, pack into the planes `result`.
 
-    steps : array of the type of the sums, shape (2**bits - 1, channels), or None
+    steps : int16 or int32, shape (2**bits - 1, channels), or None
         A code is the number of steps that its sum t exceeds: what scaling and rounding it would give.
     largest : float32
         Largest code; used where there are no steps.
@@ -222,7 +222,7 @@ def _pack_sums(centers, steps, sums, place, y, x0, x1, result):
     for x in range(x0, x1):
         center, total = centers[x], 0
         for c in range(0, channels, LANES):
-            value = simd.load_signed_sums(sums, (place + x - x0) * channels + c, center)
+            value = simd.load_signed_sums(sums, (place + x - x0) * channels + c, center, steps)
             total += simd.store_steps(result.words, half + c // LANES, value, steps, c)
         half = _end_pixel(steps, result, y, x, half, halves, total, channels)
 

@@ -88,12 +88,17 @@ load_i32x16 = _load(i32x16)
 
 
 @intrinsic
-def load_signed_sums(typing_context, array, offset, center):
-    """Load 32 sums s from an array of int16 or int32: ``2 * s - center``, a vector of that type.
+def load_signed_sums(typing_context, array, offset, center, like):
+    """Load 32 sums s from an array of int16 or int32: ``2 * s - center``, a vector of the type of the array `like`.
 
-    Of int16 only the lowest 16 bits count, on the way: it is enough that the result fits.
+    Of int16 only the lowest 16 bits count, on the way: it is enough that the result, and an int32 s, fit.
     """
-    return _sums_of(array)(array, types.intp, types.int32), _signed_sums
+
+    def code(context, builder, signature, values):
+        narrows = array.dtype.bitwidth > like.dtype.bitwidth
+        return (_narrowed_signed_sums if narrows else _signed_sums)(context, builder, signature, values[:3])
+
+    return _sums_of(like)(array, types.intp, types.int32, like), code
 
 
 def _sums_of(array):
@@ -107,6 +112,20 @@ def _signed_sums(context, builder, signature, values):
     if vector is s16x32:
         center = builder.trunc(center, vector.element)
     return builder.sub(builder.add(value, value), _splat(builder, center, vector))
+
+
+def _narrowed_signed_sums(context, builder, signature, values):
+    array, offset, center = values
+    value = _load_unaligned(builder, _pointer(context, builder, signature.args[0], array, offset, i32x32), i32x32)
+    if _has("avx512bw"):
+        # It narrows within each 128 bits: four of the first 16 sums, four of the others.
+        halves = (_lanes(builder, value, half) for half in (range(16), range(16, 32)))
+        value = _x86(builder, "avx512.packssdw.512", s16x32.llvm, *halves)
+        value = _lanes(builder, value, [8 * part + 4 * half + n for half in (0, 1) for part in range(4) for n in range(4)])
+    else:
+        value = builder.trunc(value, s16x32.llvm)
+    center = _splat(builder, builder.trunc(center, s16x32.element), s16x32)
+    return builder.sub(builder.add(value, value), center)
 
 
 @intrinsic
@@ -552,6 +571,11 @@ def target_cpu():
     """Name and features (a set), in LLVM's words, of the CPU that Numba compiles for."""
     _, name, features = cpu_target.target_context.codegen().magic_tuple()
     return name, {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+
+
+def narrows_sums():
+    """Whether int32 sums are best compared as int16, where they fit: with registers of 512 bits for 32 of these."""
+    return _has("avx512bw")
 
 
 def has_byte_shuffle():

@@ -34,8 +34,9 @@ def kernel_costs(convolution):
     Popcount treats each pair of bit-planes by itself: an AND, a popcount and an addition are 512 products of one bit;
     without AVX-512's vector popcount that takes seven instructions more. Look-up treats each plane of the weights by
     itself, all planes of at most 4-bit activations at once; of three and four bits it makes tables, which cost the
-    more, the fewer filters and taps read them. A dot product takes the same time whatever the bits.
-    `tests/benchmarks` measures all three. The residual stream is no bit-planes: only a dot product reads it.
+    more, the fewer filters and taps read them. A dot product takes the same time whatever the bits, and a product of
+    tiles a fifth of that; both first make bytes of bit-planes. `tests/benchmarks` measures all four. The residual
+    stream is bytes: only these two read it.
 
     Parameters
     ----------
@@ -60,12 +61,12 @@ def kernel_costs(convolution):
 
 
 def select_kernel(convolution, name="auto"):
-    """Kernel of a bit convolution: "popcount", "lookup" or "dot".
+    """Kernel of a bit convolution: "popcount", "lookup", "dot" or "tile".
 
     Parameters
     ----------
     convolution : bitseg.architecture.Convolution
-    name : {"auto", "popcount", "lookup", "dot"}
+    name : {"auto", "popcount", "lookup", "dot", "tile"}
         Forces a kernel where it can run; "auto" takes the least of `kernel_costs`, "lookup" popcount where it cannot.
     """
     costs = kernel_costs(convolution)
@@ -163,7 +164,7 @@ def with_rising_results(convolution, weights):
 
 
 def sum_steps(convolution, weights, sum_type):
-    """Where the codes of a convolution's result change: (2**bits - 1, padded channels) of the sums' type, or None.
+    """Where the codes of a convolution's result change: (2**bits - 1, padded channels) of int16 or int32, or None.
 
     A code is the number of steps that the integer sum t exceeds. They are found by bisection with the expression that
     defines the code, which never falls because no multiplier is negative. None if the result has more bits than
@@ -172,6 +173,8 @@ def sum_steps(convolution, weights, sum_type):
     output_bits = convolution.output_bits
     if not 0 < output_bits <= bitplanes.MOST_BITS_BY_STEPS:
         return None
+    if convolution.largest_sum < np.iinfo(np.int16).max and simd.narrows_sums():
+        sum_type = np.int16
     codes = np.arange(1, 2**output_bits)[:, None]
     largest = convolution.largest_sum
     # The smallest sum that gives a code lies from `low` to `high`; `largest + 1` stands for none.

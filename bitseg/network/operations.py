@@ -54,7 +54,7 @@ class Operations:
     ----------
     threads : int or None
         Threads that share the rows of each operation; None: one for each processor this process may use.
-    kernel : {"auto", "popcount", "lookup", "dot"}
+    kernel : {"auto", "popcount", "lookup", "dot", "tile"}
         Kernel of the bit convolutions, see `layout.select_kernel`; the results are the same.
 
     Raises
