@@ -82,7 +82,7 @@ def empty_sums(filters, pixels):
 @chosen_by_types(pixels_at_a_time)
 def _pixels_at_a_time(filters):
     if filters.instance_class is tile.TileFilters:
-        return lambda filters: tile.pixels_at_a_time(filters.multiplier.size)
+        return tile.pixels_at_a_time
     together = _MODULES[filters.instance_class].PIXELS
     return lambda filters: max(1, SUMS_IN_CACHE // together // filters.multiplier.size) * together
 
@@ -90,7 +90,7 @@ def _pixels_at_a_time(filters):
 @chosen_by_types(pixels_with_sums)
 def _pixels_with_sums(filters, width, pixels):
     if filters.instance_class is tile.TileFilters:
-        return lambda filters, width, pixels: tile.pixels_with_sums(filters.multiplier.size, width, pixels)
+        return tile.pixels_with_sums
     # At the end of a row more pixels are convolved than there are.
     return lambda filters, width, pixels: pixels + MOST_PIXELS - 1
 

@@ -18,11 +18,10 @@ PIXELS = amx.ROWS
 SUMS_IN_CACHE = 16384
 """Sums of so many channels and pixels are kept at a time: 128 KB of a second-level cache of 2 MB."""
 
-LEAST = 64
-SHARING = 128
+SHARING = 256
 """About how many pixels share weights that have become bytes."""
 
-PANEL = 16
+PANEL = 9
 """Steps, of 64 codes of a window each, whose weights become bytes at a time: 32 KB."""
 
 TileFilters = namedtuple("TileFilters", "weights zero bits depth multiplier offset kernel levels stride padding")
@@ -47,9 +46,10 @@ WEIGHTS0, WEIGHTS1 = amx.WEIGHTS
 
 
 @part
-def pixels_at_a_time(channels):
-    """How many pixels share weights that have become bytes, at most."""
-    return min(SHARING, max(SUMS_IN_CACHE // channels, LEAST)) // amx.ROWS * amx.ROWS
+def pixels_at_a_time(filters):
+    """How many pixels share weights that have become bytes, at most: the more, the longer their sums are worked on."""
+    pixels = max(SUMS_IN_CACHE // filters.multiplier.size, 64, 8 * filters.weights.shape[1])
+    return max(min(pixels, SHARING) // amx.ROWS, 1) * amx.ROWS
 
 
 @part
@@ -60,16 +60,16 @@ def pixels_of_tile(pixels):
 
 
 @part
-def rows_at_a_time(channels, width, pixels):
+def rows_at_a_time(filters, width, pixels):
     """How many rows of the output are convolved at a time; one where not even a whole row is."""
-    return max(1, pixels_at_a_time(channels) // width) if pixels == width else 1
+    return max(1, pixels_at_a_time(filters) // width) if pixels == width else 1
 
 
 @part
-def pixels_with_sums(channels, width, pixels):
+def pixels_with_sums(filters, width, pixels):
     """As `convolution.pixels_with_sums`: all pixels of whole tiles."""
     height = pixels_of_tile(pixels)
-    return rows_at_a_time(channels, width, pixels) * -(-pixels // height) * height
+    return rows_at_a_time(filters, width, pixels) * -(-pixels // height) * height
 
 
 @part
@@ -78,7 +78,7 @@ def workspace(planes, filters, width, pixels):
 
     The rows take turns: row y of the planes is in place ``y % rows``.
     """
-    together = rows_at_a_time(filters.multiplier.size, width, pixels)
+    together = rows_at_a_time(filters, width, pixels)
     rows = (together - 1) * filters.stride + filters.kernel
     # Tiles reach over the end of a row; what is written and read at once, over that of a pixel.
     row_size = (columns(planes) + amx.ROWS * filters.stride) * filters.depth + amx.ROW_BYTES
