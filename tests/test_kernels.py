@@ -26,6 +26,9 @@ SHAPES = [
     (3, 3, 200, 7, 5, 1),
     (4, 13, 128, 96, 1, 1),
     (10, 5, 3, 70, 7, 2),
+    # More pixels of a row, channels and values of a window than are treated at a time.
+    (3, 150, 64, 40, 3, 1),
+    (5, 12, 160, 260, 3, 1),
 ]
 BITS = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 1), (1, 4), (4, 4), (5, 7), (8, 8)]
 THREADS = [1, 2, 3, 7]
@@ -350,10 +353,10 @@ def test_convolutions_of_the_stream_equal_numpy(shape, bits, threads):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_forced_kernel_leaves_the_stream_to_dot_products(name):
-    convolution = Convolution(64, 64, 1, 1, 2, 2, 0)
+def test_a_forced_kernel_leaves_the_stream_to_those_that_read_bytes(name):
+    convolution, bytes_kernel = Convolution(64, 64, 1, 1, 2, 2, 0), "tile" if amx.has_tiles() else "dot"
     assert select_kernel(convolution, name) == name
-    assert select_kernel(replace(convolution, reads_stream=True), name) == "dot"
+    assert select_kernel(replace(convolution, reads_stream=True), name) == (name if name in ("dot", "tile") else bytes_kernel)
 
 
 @pytest.mark.parametrize("code", [0, 1])

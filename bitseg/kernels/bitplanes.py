@@ -36,10 +36,8 @@ def pack_pixels(codes, planes, y, x0, x1):
         total = 0
         for c in range(0, channels, 32):
             total += simd.store_bits(planes.words, half + c // 32, simd.load_u8x32(codes, (x - x0) * channels + c))
-        if channels % 64:
-            simd.clear_half(planes.words, half + halves - 1)
+        end_pixel(planes, y, x, 0, total)
         half += halves
-        planes.sums[y + planes.margin, x + planes.margin] = total
 
 
 @part
@@ -53,8 +51,19 @@ def first_half(planes, y, x):
 
 
 @part
-def clear_border(planes, y):
-    """Zero the border beside row `y`, with the first row that above it, with the last one that below it."""
+def end_pixel(planes, y, x, channel, total):
+    """Write the sum of a pixel's codes, or, of those from another than the first channel on, add it."""
+    row, column = y + planes.margin, x + planes.margin
+    if channel:
+        planes.sums[row, column] += total
+    else:
+        planes.sums[row, column] = total
+
+
+@part
+def clear_border(planes, y, channels):
+    """Zero what no codes are written to: the border beside row `y`, with the first row that above it, with the last one
+    that below it, and the half words past the last of the channels, a multiple of 32."""
     margin = planes.margin
     rows, columns = planes.sums.shape
     words = planes.words[0].shape[2]
@@ -69,3 +78,7 @@ def clear_border(planes, y):
             for word in range(words):
                 simd.clear_half(planes.words, ((row * columns + column) * words + word) * 2)
                 simd.clear_half(planes.words, ((row * columns + column) * words + word) * 2 + 1)
+    if channels % 64:
+        half, halves = first_half(planes, y, 0)
+        for last in range(half + halves - 1, half + (columns - 2 * margin) * halves, halves):
+            simd.clear_half(planes.words, last)

@@ -13,7 +13,7 @@ import numpy as np
 from numba.np import numpy_support
 
 from . import dot, lookup, popcount, simd, tile
-from .bitplanes import clear_border, first_half, pack_pixels
+from .bitplanes import clear_border, end_pixel, first_half, pack_pixels
 from .feature_maps import add_sums, columns, margin
 from .jit import aligned, borrowed, chosen_by_types, keep, kernel, part
 from .sharing import end_of_taken, next_row, take_row
@@ -46,28 +46,35 @@ MOST_PIXELS = max(module.PIXELS for module in (popcount, lookup, dot))
 """Pixels that a kernel computes together, at most."""
 
 
-def pixels_at_a_time(filters):
-    """How many pixels of a row are convolved before what follows: their sums, and what the kernel needs, stay in the
-    cache."""
+def block_size(filters, width):
+    """Rows, pixels of a row, and channels that are convolved before what follows: their sums, and what the kernel needs,
+    stay in the first-level cache. Where not all pixels of a row are, one row is."""
 
 
-def pixels_with_sums(filters, width, pixels):
-    """For how many pixels there are sums, where rows of `width` are convolved up to so many pixels at a time."""
+def pixels_with_sums(filters, rows, pixels):
+    """For how many pixels there are sums, where so many rows and pixels of each are convolved at a time."""
 
 
-def workspace(planes, filters, width, pixels):
+def workspace(planes, filters, rows, pixels):
     """Scratch memory of the sums' kernel for one call, and what state of the processor it needs; see `finish`."""
 
 
-def begin_row(planes, filters, space, y, end):
-    """Make ready for the pixels of output row `y`; rows come in order, and all up to `end` one after the other."""
+def begin_rows(planes, filters, space, y, rows):
+    """Make ready for the pixels of so many output rows from `y` on; rows come in order."""
 
 
-def convolve_pixels(planes, filters, space, y, x0, x1, sums):
-    """Integer sums of output pixels x0 to x1 of row `y`; the number of the pixel in `sums` that has those of x0.
+def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
+    """Integer sums of output pixels x0 to x1 of so many rows from `y` on.
 
-    sums : array of the type of `filters.levels`, shape (`pixels_with_sums`, out)
+    channel : int
+        The first of as many channels as `sums` has.
+    sums : array of the type of `filters.levels`, shape (`pixels_with_sums`, channels)
         Receives ``sum(a * w)`` for the stored weights w, which are the codes q or differ from them by a constant.
+
+    Returns
+    -------
+    int
+        How many pixels further in `sums` each next row begins.
     """
 
 
@@ -75,38 +82,43 @@ def finish(filters, space):
     """Leave the processor as it was before `workspace`."""
 
 
-def empty_sums(filters, pixels):
-    """Memory for the sums of so many pixels."""
+def empty_sums(filters, pixels, channels):
+    """Memory for sums."""
 
 
-@chosen_by_types(pixels_at_a_time)
-def _pixels_at_a_time(filters):
+@chosen_by_types(block_size)
+def _block_size(filters, width):
     if filters.instance_class is tile.TileFilters:
-        return tile.pixels_at_a_time
+        return tile.block_size
     together = _MODULES[filters.instance_class].PIXELS
-    return lambda filters: max(1, SUMS_IN_CACHE // together // filters.multiplier.size) * together
+
+    def all_channels(filters, width):
+        channels = filters.multiplier.size
+        return 1, min(width, max(1, SUMS_IN_CACHE // together // channels) * together), channels
+
+    return all_channels
 
 
 @chosen_by_types(pixels_with_sums)
-def _pixels_with_sums(filters, width, pixels):
+def _pixels_with_sums(filters, rows, pixels):
     if filters.instance_class is tile.TileFilters:
-        return tile.pixels_with_sums
+        return lambda filters, rows, pixels: tile.pixels_with_sums(rows, pixels)
     # At the end of a row more pixels are convolved than there are.
-    return lambda filters, width, pixels: pixels + MOST_PIXELS - 1
+    return lambda filters, rows, pixels: pixels + MOST_PIXELS - 1
 
 
 @chosen_by_types(workspace)
-def _workspace(planes, filters, width, pixels):
+def _workspace(planes, filters, rows, pixels):
     return _MODULES[filters.instance_class].workspace
 
 
-@chosen_by_types(begin_row)
-def _begin_row(planes, filters, space, y, end):
-    return _MODULES[filters.instance_class].begin_row
+@chosen_by_types(begin_rows)
+def _begin_rows(planes, filters, space, y, rows):
+    return _MODULES[filters.instance_class].begin_rows
 
 
 @chosen_by_types(convolve_pixels)
-def _convolve_pixels(planes, filters, space, y, x0, x1, sums):
+def _convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
     return _MODULES[filters.instance_class].convolve_pixels
 
 
@@ -118,15 +130,12 @@ def _finish(filters, space):
 
 
 @chosen_by_types(empty_sums)
-def _empty_sums(filters, pixels):
+def _empty_sums(filters, pixels, channels):
     sum_type = numpy_support.as_dtype(filters[filters.fields.index("levels")])
     spare = 64 // sum_type.itemsize
-
-    def empty(filters, pixels):
-        channels = filters.multiplier.size
-        return aligned(np.empty(pixels * channels + spare, sum_type)).reshape(pixels, channels)
-
-    return empty
+    return lambda filters, pixels, channels: aligned(np.empty(pixels * channels + spare, sum_type)).reshape(
+        pixels, channels
+    )
 
 
 @part
@@ -172,11 +181,11 @@ def scale(sums, position, center, filters, channel):
 
 
 @part
-def scratch(planes, filters, width, pixels):
-    """Memory of one call: sums of the pixels convolved at a time, totals and centers of a row, the kernel's own."""
-    sums = empty_sums(filters, pixels_with_sums(filters, width, pixels))
+def scratch(planes, filters, width, rows, pixels, channels):
+    """Memory of one call: sums of a block, totals and centers of its rows, the kernel's own."""
+    sums = empty_sums(filters, pixels_with_sums(filters, rows, pixels), channels)
     totals = np.empty(columns(planes), np.int32)
-    return sums, totals, np.empty(width, np.int32), workspace(planes, filters, width, pixels)
+    return sums, totals, np.empty((rows, width), np.int32), workspace(planes, filters, rows, pixels)
 
 
 @kernel
@@ -189,42 +198,53 @@ def convolve_to_planes(filters, steps, largest, planes, share, width, result):
         Largest code; used where there are no steps.
     """
     planes, filters, share, result = borrowed((planes, filters, share, result))
-    channels, pixels = filters.multiplier.size, min(width, pixels_at_a_time(filters))
-    memory = scratch(planes, filters, width, pixels)
+    channels = filters.multiplier.size
+    rows, pixels, at_a_time = block_size(filters, width)
+    memory = scratch(planes, filters, width, rows, pixels, at_a_time)
     sums, totals, centers, space = borrowed(memory)
-    codes = np.empty((pixels, channels), np.uint8)
+    codes = np.empty((rows, pixels, channels), np.uint8)
     y = take_row(share)
     while y < share.height:
-        begin_row(planes, filters, space, y, end_of_taken(share, y))
-        find_centers(planes, filters, y, totals, centers)
-        clear_border(result, y)
+        end = min(y + rows, end_of_taken(share, y))
+        begin_rows(planes, filters, space, y, end - y)
+        for row in range(y, end):
+            find_centers(planes, filters, row, totals, centers[row - y])
+            clear_border(result, row, channels)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
-            place = convolve_pixels(planes, filters, space, y, x0, x1, sums)
-            if steps is not None:
-                _pack_sums(centers, steps, sums, place, y, x0, x1, result)
+            for channel in range(0, channels, at_a_time):
+                pitch = convolve_pixels(planes, filters, space, y, end - y, x0, x1, channel, sums)
+                for row in range(y, end):
+                    if steps is not None:
+                        _pack_sums(centers[row - y], steps, sums, (row - y) * pitch, channel, row, x0, x1, result)
+                    if steps is None:
+                        for x in range(x0, x1):
+                            for c in range(0, at_a_time, LANES):
+                                position = ((row - y) * pitch + x - x0) * at_a_time + c
+                                value = scale(sums, position, centers[row - y, x], filters, channel + c)
+                                position = ((row - y) * pixels + x - x0) * channels + channel + c
+                                simd.store(codes, position, simd.round_to_u8x32(value, largest))
             if steps is None:
-                for x in range(x0, x1):
-                    for c in range(0, channels, LANES):
-                        value = scale(sums, (place + x - x0) * channels + c, centers[x], filters, c)
-                        simd.store(codes, (x - x0) * channels + c, simd.round_to_u8x32(value, largest))
-                pack_pixels(codes, result, y, x0, x1)
-        y = next_row(share, y)
+                for row in range(y, end):
+                    pack_pixels(codes[row - y], result, row, x0, x1)
+        y = next_row(share, end - 1)
     finish(filters, space)
     keep(memory)
 
 
 @part
-def _pack_sums(centers, steps, sums, place, y, x0, x1, result):
-    """Sums of pixels x0 to x1 of row `y`, from number `place` on, to codes by comparison, packed."""
+def _pack_sums(centers, steps, sums, first, channel, y, x0, x1, result):
+    """Sums of pixels x0 to x1 of row `y`, from number `first` on, to codes by comparison, packed."""
     channels = sums.shape[1]
     half, halves = first_half(result, y, x0)
+    half += channel // LANES
     for x in range(x0, x1):
         center, total = centers[x], 0
         for c in range(0, channels, LANES):
-            value = simd.load_signed_sums(sums, (place + x - x0) * channels + c, center, steps)
-            total += simd.store_steps(result.words, half + c // LANES, value, steps, c)
-        half = _end_pixel(steps, result, y, x, half, halves, total, channels)
+            value = simd.load_signed_sums(sums, (first + x - x0) * channels + c, center, steps)
+            total += simd.store_steps(result.words, half + c // LANES, value, steps, channel + c)
+        end_pixel(result, y, x, channel, total)
+        half += halves
 
 
 @kernel
@@ -242,53 +262,73 @@ def convolve_to_stream(
     """
     planes, filters, share, stream = borrowed((planes, filters, share, stream))
     _, width, channels = stream.shape
-    pixels = min(width, pixels_at_a_time(filters))
+    rows, pixels, at_a_time = block_size(filters, width)
+    step = at_a_time
     if projection is not None:
-        pixels = min(pixels, pixels_at_a_time(projection))
-    memory = scratch(planes, filters, width, pixels)
+        block_rows, block_pixels, block_at_a_time = block_size(projection, width)
+        rows, pixels, step = min(rows, block_rows), min(pixels, block_pixels), min(step, block_at_a_time)
+    memory = scratch(planes, filters, width, rows, pixels, at_a_time)
     sums, totals, centers, space = borrowed(memory)
     if projection is not None:
         block_planes, block_filters = borrowed((block_input, projection))
-        block_memory = scratch(block_planes, block_filters, width, pixels)
+        block_memory = scratch(block_planes, block_filters, width, rows, pixels, block_at_a_time)
         projected, block_totals, block_centers, block_space = borrowed(block_memory)
     if result is not None:
         activations = borrowed(result)
     y = take_row(share)
     while y < share.height:
-        begin_row(planes, filters, space, y, end_of_taken(share, y))
-        find_centers(planes, filters, y, totals, centers)
+        end = min(y + rows, end_of_taken(share, y))
+        begin_rows(planes, filters, space, y, end - y)
         if projection is not None:
-            begin_row(block_planes, block_filters, block_space, y, end_of_taken(share, y))
-            find_centers(block_planes, block_filters, y, block_totals, block_centers)
-        if result is not None:
-            clear_border(activations, y)
+            begin_rows(block_planes, block_filters, block_space, y, end - y)
+        for row in range(y, end):
+            find_centers(planes, filters, row, totals, centers[row - y])
+            if projection is not None:
+                find_centers(block_planes, block_filters, row, block_totals, block_centers[row - y])
+            if result is not None:
+                clear_border(activations, row, channels)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
-            place = convolve_pixels(planes, filters, space, y, x0, x1, sums)
-            if projection is not None:
-                block_place = convolve_pixels(block_planes, block_filters, block_space, y, x0, x1, projected)
-            if result is not None:
-                half, halves = first_half(activations, y, x0)
-            for x in range(x0, x1):
-                center, total = centers[x], 0
-                for c in range(0, channels, LANES):
-                    stream_position = (y * width + x) * channels + c
-                    value = scale(sums, (place + x - x0) * channels + c, center, filters, c)
-                    if shortcut is not None:
-                        incoming = simd.load_u8x32(shortcut, stream_position)
-                        value = simd.add_float(value, simd.multiply_codes(incoming, shortcut_multiplier))
-                    if projection is not None:
-                        position = (block_place + x - x0) * channels + c
-                        value = simd.add_float(value, scale(projected, position, block_centers[x], block_filters, c))
-                    codes = simd.round_to_u8x32(value, rounding.largest)
-                    simd.store(stream, stream_position, codes)
+            for channel in range(0, channels, step):
+                done = channel % at_a_time
+                if done == 0:
+                    pitch = convolve_pixels(planes, filters, space, y, end - y, x0, x1, channel, sums)
+                if projection is not None:
+                    block_done = channel % block_at_a_time
+                    if block_done == 0:
+                        block_pitch = convolve_pixels(
+                            block_planes, block_filters, block_space, y, end - y, x0, x1, channel, projected
+                        )
+                for row in range(y, end):
                     if result is not None:
-                        total += _pack_codes(codes, rounding.steps, activations, half + c // LANES)
-                if result is not None:
-                    half = _end_pixel(rounding.steps, activations, y, x, half, halves, total, channels)
+                        half, halves = first_half(activations, row, x0)
+                        half += channel // LANES
+                    for x in range(x0, x1):
+                        center, total = centers[row - y, x], 0
+                        place = ((row - y) * pitch + x - x0) * at_a_time + done
+                        if projection is not None:
+                            block_place = ((row - y) * block_pitch + x - x0) * block_at_a_time + block_done
+                        stream_place = (row * width + x) * channels + channel
+                        for c in range(0, step, LANES):
+                            value = scale(sums, place + c, center, filters, channel + c)
+                            if shortcut is not None:
+                                incoming = simd.load_u8x32(shortcut, stream_place + c)
+                                value = simd.add_float(value, simd.multiply_codes(incoming, shortcut_multiplier))
+                            if projection is not None:
+                                block_center = block_centers[row - y, x]
+                                added = scale(projected, block_place + c, block_center, block_filters, channel + c)
+                                value = simd.add_float(value, added)
+                            codes = simd.round_to_u8x32(value, rounding.largest)
+                            simd.store(stream, stream_place + c, codes)
+                            if result is not None:
+                                total += _pack_codes(codes, rounding.steps, activations, half + c // LANES)
+                        if result is not None:
+                            _end_packed_codes(rounding.steps, activations, row, x, channel, total)
+                            half += halves
             if result is not None:
-                _pack_products(stream, rounding, rounding.steps, activations, y, x0, x1)
-        y = next_row(share, y)
+                for row in range(y, end):
+                    _pack_products(stream, rounding, rounding.steps, activations, row, x0, x1)
+        y = next_row(share, end - 1)
     if projection is not None:
         finish(block_filters, block_space)
         keep(block_memory)
@@ -306,7 +346,8 @@ def pack_stream(stream, rounding, result, y, x0, x1):
         for c in range(0, channels, LANES):
             codes = simd.load_u8x32(stream, (y * width + x) * channels + c)
             total += _pack_codes(codes, rounding.steps, result, half + c // LANES)
-        half = _end_pixel(rounding.steps, result, y, x, half, halves, total, channels)
+        _end_packed_codes(rounding.steps, result, y, x, 0, total)
+        half += halves
     _pack_products(stream, rounding, rounding.steps, result, y, x0, x1)
 
 
@@ -319,13 +360,10 @@ def _pack_codes(codes, steps, result, half):
 
 
 @part
-def _end_pixel(steps, result, y, x, half, halves, total, channels):
-    """Write what packing leaves of a pixel: its sum, and a half word without channels; the next pixel's first half."""
+def _end_packed_codes(steps, result, y, x, channel, total):
+    """`end_pixel` where `_pack_codes` has packed codes."""
     if steps is not None:
-        if channels % 64:
-            simd.clear_half(result.words, half + halves - 1)
-        result.sums[y + result.margin, x + result.margin] = total
-    return half + halves
+        end_pixel(result, y, x, channel, total)
 
 
 @part
@@ -346,26 +384,32 @@ def convolve_to_scores(filters, planes, share, scores):
     """Convolve and scale to float32 scores of shape (classes, height, width)."""
     planes, filters, share = borrowed((planes, filters, share))
     classes, _, width = scores.shape
-    channels, pixels = filters.multiplier.size, min(width, pixels_at_a_time(filters))
-    memory = scratch(planes, filters, width, pixels)
+    rows, pixels, at_a_time = block_size(filters, width)
+    memory = scratch(planes, filters, width, rows, pixels, at_a_time)
     sums, totals, centers, space = borrowed(memory)
-    values = np.empty((pixels, channels), np.float32)
+    values = np.empty((pixels, LANES), np.float32)
     y = take_row(share)
     while y < share.height:
-        begin_row(planes, filters, space, y, end_of_taken(share, y))
-        find_centers(planes, filters, y, totals, centers)
+        end = min(y + rows, end_of_taken(share, y))
+        begin_rows(planes, filters, space, y, end - y)
+        for row in range(y, end):
+            find_centers(planes, filters, row, totals, centers[row - y])
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
-            place = convolve_pixels(planes, filters, space, y, x0, x1, sums)
-            for x in range(x0, x1):
-                for c in range(0, classes, LANES):
-                    value = scale(sums, (place + x - x0) * channels + c, centers[x], filters, c)
-                    simd.store(values, (x - x0) * channels + c, simd.to_channel_order(value))
-            # Class by class: the same place in all classes would be the same few lines of the cache.
-            for c in range(classes):
-                row = scores[c, y, x0:x1]
-                for x in range(np.uint32(len(row))):
-                    row[x] = values[x, c]
-        y = next_row(share, y)
+            for channel in range(0, classes, LANES):
+                done = channel % at_a_time
+                if done == 0:
+                    pitch = convolve_pixels(planes, filters, space, y, end - y, x0, x1, channel, sums)
+                for row in range(y, end):
+                    for x in range(x0, x1):
+                        position = ((row - y) * pitch + x - x0) * at_a_time + done
+                        value = scale(sums, position, centers[row - y, x], filters, channel)
+                        simd.store(values, (x - x0) * LANES, simd.to_channel_order(value))
+                    # Class by class: the same place in all classes would be the same few lines of the cache.
+                    for c in range(channel, min(channel + LANES, classes)):
+                        scores_of_row = scores[c, row, x0:x1]
+                        for x in range(np.uint32(len(scores_of_row))):
+                            scores_of_row[x] = values[x, c - channel]
+        y = next_row(share, end - 1)
     finish(filters, space)
     keep(memory)

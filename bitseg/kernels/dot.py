@@ -48,7 +48,7 @@ def types(weight_bits, input_bits):
 
 
 @part
-def workspace(planes, filters, width, pixels):
+def workspace(planes, filters, rows, pixels):
     """Codes of as many rows as a window has, the number of the next row to be made, and where the window's rows begin.
 
     The rows take turns: row y of the planes is in place ``y % kernel``.
@@ -61,7 +61,7 @@ def workspace(planes, filters, width, pixels):
 
 
 @part
-def begin_row(planes, filters, space, y, end):
+def begin_rows(planes, filters, space, y, rows):
     """Make the codes of the rows that output row `y` needs and earlier ones did not."""
     codes, upcoming, starts = space
     kernel_size, row_size = codes.shape
@@ -77,8 +77,8 @@ def begin_row(planes, filters, space, y, end):
 
 
 @part
-def convolve_pixels(planes, filters, space, y, x0, x1, sums):
-    """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
+def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
+    """Sums of all channels of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     codes, _, starts = space
     step = filters.weights.shape[2] // filters.kernel * filters.weights.shape[4] * filters.stride
     multiply_rows(codes, starts, step, filters.weights, filters.most, x0, x1, sums)

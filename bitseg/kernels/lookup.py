@@ -57,7 +57,7 @@ PLANE_TABLES = np.stack([_BYTE_TABLES << bit for bit in range(MOST_ACTIVATION_BI
 
 
 @part
-def workspace(planes, filters, width, pixels):
+def workspace(planes, filters, rows, pixels):
     """Tables; where those of each nibble begin in them; the number of the next row; where the window's rows begin.
 
     The rows take turns: row y of the planes is in place ``y % kernel``. Where a window is one pixel, there are only
@@ -86,7 +86,7 @@ def _overloaded_tables(ready, count):
 
 
 @part
-def begin_row(planes, filters, space, y, end):
+def begin_rows(planes, filters, space, y, rows):
     """Make ready the rows that output row `y` needs and earlier ones did not."""
     _, _, upcoming, starts = space
     _, kernel_size, span, _ = filters.weights[0].shape
@@ -118,8 +118,8 @@ def _make_row(planes, ready, space, row, column, step, position, count, nibbles)
 
 
 @part
-def convolve_pixels(planes, filters, space, y, x0, x1, sums):
-    """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
+def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
+    """Sums of all channels of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     tables, offsets, _, starts = space
     _, kernel_size, span, _ = filters.weights[0].shape
     nibbles = span // kernel_size

@@ -35,7 +35,7 @@ levels : int32
 
 
 @part
-def workspace(planes, filters, width, pixels):
+def workspace(planes, filters, rows, pixels):
     """Where the words of a window lie, counted from its first word: intp, shape (kernel * kernel * words of in,)."""
     _, kernel_size, _, words, lanes = filters.weights[0].shape
     columns, pixel = planes.sums.shape[1], _words_of_pixel(planes, lanes)
@@ -56,13 +56,13 @@ def _words_of_pixel(planes, lanes):
 
 
 @part
-def begin_row(planes, filters, space, y, end):
+def begin_rows(planes, filters, space, y, rows):
     """Nothing is made for each row."""
 
 
 @part
-def convolve_pixels(planes, filters, space, y, x0, x1, sums):
-    """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
+def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
+    """Sums of all channels of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     blocks, _, _, _, lanes = filters.weights[0].shape
     columns, pixel = planes.sums.shape[1], _words_of_pixel(planes, lanes)
     step = filters.stride * pixel

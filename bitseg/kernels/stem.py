@@ -6,12 +6,14 @@ import numpy as np
 
 from . import amx, dot, simd, tile, winograd
 from .bitplanes import clear_border
-from .convolution import LANES, MOST_PIXELS, find_centers, pack_stream, pixels_at_a_time, scale
+from .convolution import LANES, MOST_PIXELS, block_size, find_centers, pack_stream, scale
 from .jit import aligned, borrowed, chosen_by_types, kernel, part
 from .sharing import next_row, take_row
 
 SPARE = 6 * max(MOST_PIXELS, amx.ROWS) + amx.ROW_BYTES
 """Values behind an image that are read, if only to be dropped."""
+
+_ANY_WIDTH = 1 << 30
 
 Image = namedtuple("Image", "values sums margin")
 """An image in a border of `margin` pixels.
@@ -99,7 +101,7 @@ def stem_rows(filters, rounding, image, share, stream, result):
                 right = _largest_of_column(codes, rows, min(2 * x + 2, 2 * width - 1), c)
                 largest = simd.maximum(simd.maximum(left, middle), right)
                 simd.store(stream, (y * width + x) * channels + c, largest)
-        clear_border(result, y)
+        clear_border(result, y, channels)
         pack_stream(stream, rounding, result, y, 0, width)
         y = next_row(share, y)
     finish(filters, space)
@@ -154,7 +156,7 @@ def _rows_together(filters):
 def _columns_at_a_time(filters):
     at_a_time = {winograd.WinogradFilters: winograd.COLUMNS, tile.TileFilters: 4 * amx.ROWS}
     if filters.instance_class not in at_a_time:
-        return lambda filters: pixels_at_a_time(filters)
+        return lambda filters: block_size(filters, _ANY_WIDTH)[1]
     columns = at_a_time[filters.instance_class]
     return lambda filters: columns
 
@@ -215,4 +217,4 @@ def _begin_rows_of_tiles(image, filters, space, y):
 def _convolve_columns_in_tiles(image, filters, space, x0, x1, sums):
     starts, panel, _ = space
     tiles = -(-(x1 - x0) // amx.ROWS)
-    tile.multiply(filters, image.values, starts, x0, tiles, amx.ROWS, panel, sums[0])
+    tile.multiply(filters, image.values, starts, x0, tiles, amx.ROWS, 0, panel, sums[0])

@@ -15,14 +15,17 @@ from .jit import aligned, part, routine
 PIXELS = amx.ROWS
 """Pixels of a tile."""
 
-SUMS_IN_CACHE = 16384
-"""Sums of so many channels and pixels are kept at a time: 128 KB of a second-level cache of 2 MB."""
+PAIR = 32
+"""Channels of two tiles of weights, which are multiplied together."""
 
-SHARING = 256
+CHANNELS = 128
+"""Channels that are convolved at a time, at most: `PAIR` times a power of two."""
+
+SHARING = 128
 """About how many pixels share weights that have become bytes."""
 
 PANEL = 9
-"""Steps, of 64 codes of a window each, whose weights become bytes at a time: 32 KB."""
+"""Steps, of 64 codes of a window each, whose weights become bytes at a time: 18 KB, which stay in the first-level cache."""
 
 TileFilters = namedtuple("TileFilters", "weights zero bits depth multiplier offset kernel levels stride padding")
 """Weights of one convolution.
@@ -39,17 +42,9 @@ depth : int
 The other fields are those of `popcount.PopcountFilters`.
 """
 
-
 SUMS00, SUMS01, SUMS10, SUMS11 = amx.SUMS
 CODES0, CODES1 = amx.CODES
 WEIGHTS0, WEIGHTS1 = amx.WEIGHTS
-
-
-@part
-def pixels_at_a_time(filters):
-    """How many pixels share weights that have become bytes, at most: the more, the longer their sums are worked on."""
-    pixels = max(SUMS_IN_CACHE // filters.multiplier.size, 64, 8 * filters.weights.shape[1])
-    return max(min(pixels, SHARING) // amx.ROWS, 1) * amx.ROWS
 
 
 @part
@@ -60,36 +55,40 @@ def pixels_of_tile(pixels):
 
 
 @part
-def rows_at_a_time(filters, width, pixels):
-    """How many rows of the output are convolved at a time; one where not even a whole row is."""
-    return max(1, pixels_at_a_time(filters) // width) if pixels == width else 1
+def block_size(filters, width):
+    """As `convolution.block_size`."""
+    pixels = min(width, SHARING)
+    rows = SHARING // width if pixels == width else 1
+    channels = filters.multiplier.size
+    at_a_time = CHANNELS
+    while channels % at_a_time:  # channels are a multiple of a pair's
+        at_a_time //= 2
+    return rows, pixels, at_a_time
 
 
 @part
-def pixels_with_sums(filters, width, pixels):
+def pixels_with_sums(rows, pixels):
     """As `convolution.pixels_with_sums`: all pixels of whole tiles."""
     height = pixels_of_tile(pixels)
-    return rows_at_a_time(filters, width, pixels) * -(-pixels // height) * height
+    return rows * -(-pixels // height) * height
 
 
 @part
-def workspace(planes, filters, width, pixels):
-    """Codes of as many rows as the windows reach over; where they begin; what is done; weights; tiles' configuration.
+def workspace(planes, filters, rows, pixels):
+    """Codes of as many rows as windows reach over; where they begin; the number of the next; weights; tiles.
 
-    The rows take turns: row y of the planes is in place ``y % rows``.
+    The rows take turns: row y of the planes is in place ``y % (rows of codes)``.
     """
-    together = rows_at_a_time(filters, width, pixels)
-    rows = (together - 1) * filters.stride + filters.kernel
+    rows_of_codes = (rows - 1) * filters.stride + filters.kernel
     # Tiles reach over the end of a row; what is written and read at once, over that of a pixel.
     row_size = (columns(planes) + amx.ROWS * filters.stride) * filters.depth + amx.ROW_BYTES
     row_size = -(-row_size // amx.ROW_BYTES) * amx.ROW_BYTES
-    codes = aligned(np.empty(rows * row_size + amx.ROW_BYTES, np.uint8)).reshape(rows, row_size)
-    starts = np.empty((together, filters.kernel), np.intp)
-    # The next row of codes to be made; the first row whose sums are made, and the first after it whose are not.
-    progress = np.zeros(3, np.intp)
+    codes = aligned(np.empty(rows_of_codes * row_size + amx.ROW_BYTES, np.uint8)).reshape(rows_of_codes, row_size)
+    starts = np.empty((rows, filters.kernel), np.intp)
+    upcoming = np.zeros(1, np.intp)
     panel = aligned(np.empty(PANEL * 2 * amx.TILE_BYTES + amx.ROW_BYTES, np.uint8))
     height = pixels_of_tile(pixels)
-    return codes, starts, progress, panel, height, amx.configure(height)
+    return codes, starts, upcoming, panel, height, amx.configure(height)
 
 
 @part
@@ -99,40 +98,33 @@ def finish(space):
 
 
 @part
-def begin_row(planes, filters, space, y, end):
-    """Make the codes that the next rows of the output need and earlier ones did not."""
-    codes, starts, progress, _, _, _ = space
-    if y < progress[2]:
-        return
-    rows, row_size = codes.shape
+def begin_rows(planes, filters, space, y, rows):
+    """Make the codes that rows of the output need and earlier ones did not."""
+    codes, starts, upcoming, _, _, _ = space
+    places, row_size = codes.shape
     border = margin(planes) - filters.padding
-    progress[1], progress[2] = y, min(y + len(starts), end)
-    first, last = y * filters.stride + border, (progress[2] - 1) * filters.stride + border + filters.kernel
-    for row in range(max(first, progress[0]), last):
+    first = y * filters.stride + border
+    last = first + (rows - 1) * filters.stride + filters.kernel
+    for row in range(max(first, upcoming[0]), last):
         for column in range(columns(planes)):
-            write_codes(planes, row, column, codes, row % rows * row_size + column * filters.depth)
-    progress[0] = last
-    for row in range(progress[2] - y):
+            write_codes(planes, row, column, codes, row % places * row_size + column * filters.depth)
+    upcoming[0] = last
+    for row in range(rows):
         for tap in range(filters.kernel):
-            place = (first + row * filters.stride + tap) % rows
-            starts[row, tap] = place * row_size + border * filters.depth
+            starts[row, tap] = (first + row * filters.stride + tap) % places * row_size + border * filters.depth
 
 
 @part
-def convolve_pixels(planes, filters, space, y, x0, x1, sums):
-    """Sums of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`; where they begin in `sums`.
-
-    With the first of the rows for which `begin_row` made codes those of all of them are made.
-    """
-    codes, starts, progress, panel, height, _ = space
+def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
+    """Sums of some channels of output pixels x0 to x1, as `convolution.convolve_pixels`."""
+    codes, starts, _, panel, height, _ = space
     tiles = -(-(x1 - x0) // height)
-    if y == progress[1]:
-        multiply(filters, codes, starts[: progress[2] - y], x0, tiles, height, panel, sums)
-    return (y - progress[1]) * tiles * height
+    multiply(filters, codes, starts[:rows], x0, tiles, height, channel, panel, sums)
+    return tiles * height
 
 
 @routine
-def multiply(filters, codes, starts, x0, tiles, height, panel, sums):
+def multiply(filters, codes, starts, x0, tiles, height, channel, panel, sums):
     """Sums of products of weights and windows, of some rows of pixels.
 
     codes : array of uint8
@@ -140,22 +132,24 @@ def multiply(filters, codes, starts, x0, tiles, height, panel, sums):
         Where each row of the window of each row's pixel 0 begins in `codes`.
     x0, tiles, height : int
         The first pixel; how many tiles are made of each row, and how many pixels are in each, as configured.
+    channel : int
+        The first of as many channels, a multiple of 32, as `sums` has.
     panel : array of uint8
         Scratch memory for ``2 * PANEL`` tiles.
-    sums : int32, shape (rows * tiles * height or more, out)
+    sums : int32, shape (rows * tiles * height or more, channels)
     """
     rows = len(starts)
-    pairs, steps = filters.weights.shape[:2]
+    steps, first_pair = filters.weights.shape[1], channel // PAIR
     packed = filters.weights.reshape(-1)
     channels = sums.shape[1]
     step, steps_of_row = filters.stride * filters.depth, steps // filters.kernel
     parts = -(-steps // PANEL)
     part_size = -(-steps // parts)
     count, first = rows * tiles, x0 * step
-    for pair in range(pairs):
+    for pair in range(channels // PAIR):
         for done in range(0, steps, part_size):
             until = min(done + part_size, steps)
-            tile_number = 2 * (pair * steps + done)
+            tile_number = 2 * ((first_pair + pair) * steps + done)
             if filters.bits == 8:
                 weights, first_weight = packed, tile_number * amx.TILE_BYTES
             else:
@@ -167,7 +161,7 @@ def multiply(filters, codes, starts, x0, tiles, height, panel, sums):
                 row0, row1 = tile // tiles, other // tiles
                 place0 = first + (tile - row0 * tiles) * height * step
                 place1 = first + (other - row1 * tiles) * height * step
-                sum0, sum1 = tile * height * channels + pair * 32, other * height * channels + pair * 32
+                sum0, sum1 = tile * height * channels + pair * PAIR, other * height * channels + pair * PAIR
                 if done == 0:
                     amx.zero(SUMS00)
                     amx.zero(SUMS01)
