@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from llvmlite import ir
+from numba import njit
 
 from bitseg.architecture import Convolution
 from bitseg.kernels import amx, dot, simd
@@ -356,7 +357,9 @@ def test_convolutions_of_the_stream_equal_numpy(shape, bits, threads):
 def test_a_forced_kernel_leaves_the_stream_to_those_that_read_bytes(name):
     convolution, bytes_kernel = Convolution(64, 64, 1, 1, 2, 2, 0), "tile" if amx.has_tiles() else "dot"
     assert select_kernel(convolution, name) == name
-    assert select_kernel(replace(convolution, reads_stream=True), name) == (name if name in ("dot", "tile") else bytes_kernel)
+    assert select_kernel(replace(convolution, reads_stream=True), name) == (
+        name if name in ("dot", "tile") else bytes_kernel
+    )
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -428,6 +431,34 @@ def test_the_gate_is_one_at_a_sure_boundary_and_zero_inside():
 def test_an_unknown_kernel_is_refused():
     with pytest.raises(ValueError, match="choose one of"):
         Operations(1, "magic")
+
+
+def test_without_tiles_they_are_refused_and_not_chosen(monkeypatch):
+    monkeypatch.setattr(amx, "has_tiles", lambda: False)
+    with pytest.raises(ValueError, match="needs a CPU with AMX"):
+        Operations(1, "tile")
+    assert select_kernel(Convolution(64, 64, 1, 1, 8, 8, 0)) == "dot"
+
+
+@njit
+def configure_tiles(rows):
+    amx.configure(rows)
+
+
+@njit
+def configured_rows():
+    configuration = amx.configure(16)
+    amx.restore(configuration)
+    return configuration[48]
+
+
+@needs_tiles
+def test_kernels_leave_the_configuration_of_tiles_as_it_was(generator):
+    convolution, weights, codes = random_layer(generator, (5, 9, 64, 64, 3, 1), 2, 2, 2)
+    operations = Operations(1, "tile")
+    configure_tiles(5)
+    operations.convolve(pack_bit_planes(codes, 2), operations.prepare(convolution, weights))
+    assert configured_rows() == 5
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -121,7 +121,9 @@ def _narrowed_signed_sums(context, builder, signature, values):
         # It narrows within each 128 bits: four of the first 16 sums, four of the others.
         halves = (_lanes(builder, value, half) for half in (range(16), range(16, 32)))
         value = _x86(builder, "avx512.packssdw.512", s16x32.llvm, *halves)
-        value = _lanes(builder, value, [8 * part + 4 * half + n for half in (0, 1) for part in range(4) for n in range(4)])
+        value = _lanes(
+            builder, value, [8 * part + 4 * half + n for half in (0, 1) for part in range(4) for n in range(4)]
+        )
     else:
         value = builder.trunc(value, s16x32.llvm)
     center = _splat(builder, builder.trunc(center, s16x32.element), s16x32)

@@ -22,7 +22,10 @@ CHANNELS = 128
 """Channels that are convolved at a time, at most: `PAIR` times a power of two."""
 
 SHARING = 128
-"""About how many pixels share weights that have become bytes."""
+"""Pixels that share weights that have become bytes, or more where `SUMS_IN_CACHE` has room."""
+
+SUMS_IN_CACHE = 8192
+"""Sums of channels and pixels: 32 KB."""
 
 PANEL = 9
 """Steps, of 64 codes of a window each, whose weights become bytes at a time: 18 KB, which stay in the first-level cache."""
@@ -57,13 +60,12 @@ def pixels_of_tile(pixels):
 @part
 def block_size(filters, width):
     """As `convolution.block_size`."""
-    pixels = min(width, SHARING)
-    rows = SHARING // width if pixels == width else 1
-    channels = filters.multiplier.size
     at_a_time = CHANNELS
-    while channels % at_a_time:  # channels are a multiple of a pair's
+    while filters.multiplier.size % at_a_time:  # channels are a multiple of a pair's
         at_a_time //= 2
-    return rows, pixels, at_a_time
+    most = max(SUMS_IN_CACHE // at_a_time, SHARING)
+    pixels = min(width, most)
+    return most // width if pixels == width else 1, pixels, at_a_time
 
 
 @part
