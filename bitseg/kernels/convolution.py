@@ -47,8 +47,10 @@ MOST_PIXELS = max(module.PIXELS for module in (popcount, lookup, dot))
 
 
 def block_size(filters, width):
-    """Rows, pixels of a row, and channels that are convolved before what follows: their sums, and what the kernel needs,
-    stay in the first-level cache. Where not all pixels of a row are, one row is."""
+    """Rows, pixels of a row, and channels that are convolved before what follows.
+
+    Their sums, and what the kernel needs, stay in the first-level cache. Where not all pixels of a row are, one row is.
+    """
 
 
 def pixels_with_sums(filters, rows, pixels):

@@ -69,7 +69,8 @@ def stem_rows(filters, rounding, image, share, stream, result):
     codes = np.empty((4, 2 * width, channels), np.uint8)
     together, at_a_time = rows_together(filters), columns_at_a_time(filters)
     # Kernels compute some pixels together, at the end of a row more than there are.
-    sums = np.empty((together, at_a_time + MOST_PIXELS - 1, channels), np.int32)
+    size = at_a_time + MOST_PIXELS - 1
+    sums = aligned(np.empty(together * size * channels + 16, np.int32)).reshape(together, size, channels)
     totals = np.empty(image.sums.shape[1], np.int32)
     centers = np.empty((together, 2 * width), np.int32)
     space = workspace(image, filters)

@@ -28,7 +28,7 @@ SUMS_IN_CACHE = 8192
 """Sums of channels and pixels: 32 KB."""
 
 PANEL = 9
-"""Steps, of 64 codes of a window each, whose weights become bytes at a time: 18 KB, which stay in the first-level cache."""
+"""Steps, of 64 codes of a window each, whose weights become bytes at a time: 18 KB of the first-level cache."""
 
 TileFilters = namedtuple("TileFilters", "weights zero bits depth multiplier offset kernel levels stride padding")
 """Weights of one convolution.
