@@ -62,8 +62,11 @@ def end_pixel(planes, y, x, channel, total):
 
 @part
 def clear_border(planes, y, channels):
-    """Zero what no codes are written to: the border beside row `y`, with the first row that above it, with the last one
-    that below it, and the half words past the last of the channels, a multiple of 32."""
+    """Zero what no codes are written to.
+
+    That is the border beside row `y`, with the first row that above it, with the last one that below it, and the half
+    words past the last of the channels, a multiple of 32.
+    """
     margin = planes.margin
     rows, columns = planes.sums.shape
     words = planes.words[0].shape[2]

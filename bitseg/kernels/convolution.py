@@ -1,7 +1,7 @@
 """Convolution of a feature map and what follows it: scale, add the shortcut, round, pack.
 
-A kernel works on the rows of the output that it gets, a few pixels at a time, so that the sums of all their channels
-stay in the first-level cache: no full-size integer or float map is written to memory. The sums themselves come from
+A kernel works on the rows of the output that it gets, a few pixels or channels at a time, so that their sums stay in
+the first-level cache: no full-size integer or float map is written to memory. The sums themselves come from
 `popcount`, `lookup`, `dot` or `tile`; the type of the filters says from which, and all give the same.
 
 Arguments that may be None choose what is compiled: of branches on them Numba keeps those that apply.
@@ -46,7 +46,7 @@ MOST_PIXELS = max(module.PIXELS for module in (popcount, lookup, dot))
 """Pixels that a kernel computes together, at most."""
 
 
-def block_size(filters, width):
+def portion_size(filters, width):
     """Rows, pixels of a row, and channels that are convolved before what follows.
 
     Their sums, and what the kernel needs, stay in the first-level cache. Where not all pixels of a row are, one row is.
@@ -85,13 +85,13 @@ def finish(filters, space):
 
 
 def empty_sums(filters, pixels, channels):
-    """Memory for sums."""
+    """Memory for sums, from the start of a cache line on."""
 
 
-@chosen_by_types(block_size)
-def _block_size(filters, width):
+@chosen_by_types(portion_size)
+def _portion_size(filters, width):
     if filters.instance_class is tile.TileFilters:
-        return tile.block_size
+        return tile.portion_size
     together = _MODULES[filters.instance_class].PIXELS
 
     def all_channels(filters, width):
@@ -184,7 +184,7 @@ def scale(sums, position, center, filters, channel):
 
 @part
 def scratch(planes, filters, width, rows, pixels, channels):
-    """Memory of one call: sums of a block, totals and centers of its rows, the kernel's own."""
+    """Memory of one call: sums of a portion, totals and centers of its rows, the kernel's own."""
     sums = empty_sums(filters, pixels_with_sums(filters, rows, pixels), channels)
     totals = np.empty(columns(planes), np.int32)
     return sums, totals, np.empty((rows, width), np.int32), workspace(planes, filters, rows, pixels)
@@ -201,10 +201,11 @@ def convolve_to_planes(filters, steps, largest, planes, share, width, result):
     """
     planes, filters, share, result = borrowed((planes, filters, share, result))
     channels = filters.multiplier.size
-    rows, pixels, at_a_time = block_size(filters, width)
+    rows, pixels, at_a_time = portion_size(filters, width)
     memory = scratch(planes, filters, width, rows, pixels, at_a_time)
     sums, totals, centers, space = borrowed(memory)
-    codes = np.empty((rows, pixels, channels), np.uint8)
+    if steps is None:
+        codes = np.empty((rows, pixels, channels), np.uint8)
     y = take_row(share)
     while y < share.height:
         end = min(y + rows, end_of_taken(share, y))
@@ -264,10 +265,10 @@ def convolve_to_stream(
     """
     planes, filters, share, stream = borrowed((planes, filters, share, stream))
     _, width, channels = stream.shape
-    rows, pixels, at_a_time = block_size(filters, width)
+    rows, pixels, at_a_time = portion_size(filters, width)
     step = at_a_time
     if projection is not None:
-        block_rows, block_pixels, block_at_a_time = block_size(projection, width)
+        block_rows, block_pixels, block_at_a_time = portion_size(projection, width)
         rows, pixels, step = min(rows, block_rows), min(pixels, block_pixels), min(step, block_at_a_time)
     memory = scratch(planes, filters, width, rows, pixels, at_a_time)
     sums, totals, centers, space = borrowed(memory)
@@ -386,7 +387,7 @@ def convolve_to_scores(filters, planes, share, scores):
     """Convolve and scale to float32 scores of shape (classes, height, width)."""
     planes, filters, share = borrowed((planes, filters, share))
     classes, _, width = scores.shape
-    rows, pixels, at_a_time = block_size(filters, width)
+    rows, pixels, at_a_time = portion_size(filters, width)
     memory = scratch(planes, filters, width, rows, pixels, at_a_time)
     sums, totals, centers, space = borrowed(memory)
     values = np.empty((pixels, LANES), np.float32)

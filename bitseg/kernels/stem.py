@@ -6,7 +6,7 @@ import numpy as np
 
 from . import amx, dot, simd, tile, winograd
 from .bitplanes import clear_border
-from .convolution import LANES, MOST_PIXELS, block_size, find_centers, pack_stream, scale
+from .convolution import LANES, MOST_PIXELS, portion_size, find_centers, pack_stream, scale
 from .jit import aligned, borrowed, chosen_by_types, kernel, part
 from .sharing import next_row, take_row
 
@@ -157,7 +157,7 @@ def _rows_together(filters):
 def _columns_at_a_time(filters):
     at_a_time = {winograd.WinogradFilters: winograd.COLUMNS, tile.TileFilters: 4 * amx.ROWS}
     if filters.instance_class not in at_a_time:
-        return lambda filters: block_size(filters, _ANY_WIDTH)[1]
+        return lambda filters: portion_size(filters, _ANY_WIDTH)[1]
     columns = at_a_time[filters.instance_class]
     return lambda filters: columns
 

@@ -58,8 +58,8 @@ def pixels_of_tile(pixels):
 
 
 @part
-def block_size(filters, width):
-    """As `convolution.block_size`."""
+def portion_size(filters, width):
+    """As `convolution.portion_size`."""
     at_a_time = CHANNELS
     while filters.multiplier.size % at_a_time:  # channels are a multiple of a pair's
         at_a_time //= 2
