@@ -6,7 +6,7 @@ import numpy as np
 
 from . import amx, dot, simd, tile, winograd
 from .bitplanes import clear_border
-from .convolution import LANES, MOST_PIXELS, portion_size, find_centers, pack_stream, scale
+from .convolution import LANES, MOST_PIXELS, find_centers, pack_stream, portion_size, scale
 from .jit import aligned, borrowed, chosen_by_types, kernel, part
 from .sharing import next_row, take_row
 
