@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..kernels import convolution as bits
-from ..kernels import decoder, stem
+from ..kernels import decoder, stem, tile
 from .layout import (
     LANES,
     WORD,
@@ -180,7 +180,10 @@ class Operations:
         largest = np.float32(2**layer.convolution.output_bits - 1)
         constants = layer.filters, layer.steps, largest
         work = _nanoseconds(height * width, layer)
-        self._step(work, height, bits.convolve_to_planes, constants, (activation,), (width, result))
+        each_take = _each_take(layer)
+        self._step(
+            work, height, bits.convolve_to_planes, constants, (activation,), (width, result), each_take=each_take
+        )
         return result
 
     def convolve_to_stream(self, features, layer, rounding):
@@ -227,6 +230,7 @@ class Operations:
         height, width = self._output_size(features, layer)
         shape = height, width, len(layer.filters.multiplier)
         work = _nanoseconds(height * width, layer)
+        each_take = _each_take(layer)
         multiplier = projecting = None
         bound = layer.bound
         if shortcut is not None:
@@ -241,13 +245,14 @@ class Operations:
             projecting = projection.filters
             bound += projection.bound
             work += _nanoseconds(height * width, projection)
+            each_take += _each_take(projection)
         stream = np.empty(shape, np.uint8)
         planes = None
         if rounding.activation_bits:
             planes = self._planes(height, width, layer.convolution, rounding.activation_bits)
         constants = layer.filters, _kernel_rounding(rounding, bound), multiplier, projecting
         inputs = features, shortcut, block_input
-        self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes), shortcut)
+        self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes), shortcut, each_take)
         return stream, planes
 
     def _output_size(self, features, layer):
@@ -271,9 +276,9 @@ class Operations:
         zeros = placeholder if hasattr(self._planning, "steps") else np.zeros
         return bit_planes(height, width, convolution.out_channels, bits, zeros=zeros)
 
-    def _step(self, nanoseconds, height, kernel, constants, inputs, outputs, updated=None):
+    def _step(self, nanoseconds, height, kernel, constants, inputs, outputs, updated=None, each_take=0):
         """Run a kernel on rows 0 to `height`, or make it the next step of the plan."""
-        step = Step(kernel, constants, inputs, height, nanoseconds, outputs, updated)
+        step = Step(kernel, constants, inputs, height, nanoseconds, outputs, updated, each_take)
         steps = getattr(self._planning, "steps", None)
         if steps is None:
             Plan([step], self.threads).run(self._helpers())
@@ -317,6 +322,12 @@ def _with_spare(shape, dtype, spare):
 def _nanoseconds(pixels, layer):
     """About how long a convolution takes: a thousand one-bit products a nanosecond, and three results."""
     convolution = layer.convolution
-    # A dot product takes as long as about eight one-bit products, whatever the bits.
-    products = convolution.weights * min(convolution.weight_bits * convolution.input_bits, 8)
+    # A dot product takes as long as about eight one-bit products, whatever the bits, and one in tiles less than one.
+    most = 0.7 if isinstance(layer.filters, tile.TileFilters) else 8
+    products = convolution.weights * min(convolution.weight_bits * convolution.input_bits, most)
     return pixels * (products / 1000 + convolution.out_channels / 3)
+
+
+def _each_take(layer):
+    """About how long it takes to make bytes of a layer's weights, in nanoseconds: 200 of them take one."""
+    return layer.convolution.weights / 200 if isinstance(layer.filters, tile.TileFilters) else 0

@@ -18,11 +18,15 @@ PARTS_OF_A_THREAD = 3
 
 CACHE_LINE = 64
 
-Step = namedtuple("Step", "kernel constants inputs height nanoseconds outputs updated", defaults=[None])
+TIMES_A_TAKE = 25
+"""Rows are taken by so many times the work that is done anew with each take."""
+
+Step = namedtuple("Step", "kernel constants inputs height nanoseconds outputs updated each_take", defaults=[None, 0])
 """One call of a kernel: ``kernel(*constants, *inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work.
 
 The constants are those of the layer; what another step has written is in the inputs. `updated` is None, or an input in
 whose place the first output may be written: of either the kernel needs a value no longer once it has written the other.
+`each_take` are the nanoseconds it spends each time it takes rows, however few.
 """
 
 
@@ -104,7 +108,10 @@ class Plan:
 
 def _rows_at_a_time(step, threads):
     """How many rows a thread takes at a time, so that equally fast ones end together: no 6 and 4 of 10 rows."""
-    parts = min(threads * PARTS_OF_A_THREAD, step.nanoseconds // NANOSECONDS_WORTH_A_THREAD, step.height)
+    parts = threads * PARTS_OF_A_THREAD
+    if step.each_take:
+        parts = max(threads, min(parts, step.nanoseconds // (TIMES_A_TAKE * step.each_take)))
+    parts = min(parts, step.nanoseconds // NANOSECONDS_WORTH_A_THREAD, step.height)
     if threads == 1 or parts < 2:
         return step.height
     wanted, equal = -(-step.height // int(parts)), -(-step.height // threads)
