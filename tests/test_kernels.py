@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from kernel_names import KERNELS, needs_tiles
 from llvmlite import ir
 from numba import njit
 
@@ -34,11 +35,9 @@ SHAPES = [
 BITS = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 1), (1, 4), (4, 4), (5, 7), (8, 8)]
 THREADS = [1, 2, 3, 7]
 
-needs_byte_shuffle = pytest.mark.skipif(not simd.has_byte_shuffle(), reason="the look-up kernel needs AVX2")
 needs_wide_products = pytest.mark.skipif(
     dot.types(8, 8)[0] == np.uint8, reason="this CPU multiplies bytes: Winograd's sums need 16 bits"
 )
-needs_tiles = pytest.mark.skipif(not amx.has_tiles(), reason="the tile kernel needs AMX, and Linux")
 
 
 def random_layer(generator, shape, weight_bits, input_bits, output_bits):
@@ -92,14 +91,6 @@ def test_codes_that_need_more_bits_are_refused():
 def test_codes_of_another_type_are_refused_with_the_mend():
     with pytest.raises(ValueError, match=r"\.astype\(np\.uint8\)"):
         pack_bit_planes(np.zeros((1, 1, 1), np.int64), 2)
-
-
-KERNELS = [
-    "popcount",
-    "dot",
-    pytest.param("lookup", marks=needs_byte_shuffle),
-    pytest.param("tile", marks=needs_tiles),
-]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -12,10 +12,10 @@ import time
 
 import numpy as np
 import pytest
+from kernel_names import KERNELS
 
 from bitseg.cost import network_cost
 from bitseg.images import read_image, resize
-from bitseg.kernels import amx, simd
 from bitseg.model_file import find_model, read_model
 from bitseg.network.graph import Network
 from bitseg.network.layout import pack_bit_planes
@@ -33,15 +33,6 @@ LAYERS = [
     "encoder.stage3.1.conv2",
     "encoder.stage4.1.conv2",
     "branch4.block.conv1",
-]
-
-needs_byte_shuffle = pytest.mark.skipif(not simd.has_byte_shuffle(), reason="the look-up kernel needs AVX2")
-needs_tiles = pytest.mark.skipif(not amx.has_tiles(), reason="the tile kernel needs AMX, and Linux")
-KERNELS = [
-    "popcount",
-    "dot",
-    pytest.param("lookup", marks=needs_byte_shuffle),
-    pytest.param("tile", marks=needs_tiles),
 ]
 
 
