@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from . import simd
@@ -31,7 +31,7 @@ SUMS = 0, 1, 2, 3
 
 CODES, WEIGHTS = (4, 5), (6, 7)
 
-_BYTE, _INT64 = ir.IntType(8), ir.IntType(64)
+_BYTE, _INT64, _VOID = ir.IntType(8), ir.IntType(64), ir.VoidType()
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 
@@ -57,16 +57,11 @@ def _pointer(context, builder, array_type, array, offset):
     return builder.bitcast(builder.gep(data, [offset]), _BYTE.as_pointer())
 
 
-def _call(builder, name, *arguments):
-    function = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-    builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.x86.{name}"), arguments)
-
-
 def _with_configuration(name):
     @intrinsic
     def operation(typing_context, configuration):
         def code(context, builder, signature, values):
-            _call(builder, name, _pointer(context, builder, signature.args[0], values[0], _INT64(0)))
+            simd.x86(builder, name, _VOID, _pointer(context, builder, signature.args[0], values[0], _INT64(0)))
             return context.get_dummy_value()
 
         return types.void(configuration), code
@@ -102,7 +97,7 @@ def zero(typing_context, tile):
     """Set a tile to zero."""
 
     def code(context, builder, signature, values):
-        _call(builder, "tilezero", _BYTE(tile.literal_value))
+        simd.x86(builder, "tilezero", _VOID, _BYTE(tile.literal_value))
         return context.get_dummy_value()
 
     return types.void(tile), code
@@ -113,7 +108,7 @@ def _with_memory(name):
     def operation(typing_context, tile, array, position, step):
         def code(context, builder, signature, values):
             pointer = _pointer(context, builder, signature.args[1], *values[1:3])
-            _call(builder, name, _BYTE(tile.literal_value), pointer, values[3])
+            simd.x86(builder, name, _VOID, _BYTE(tile.literal_value), pointer, values[3])
             return context.get_dummy_value()
 
         return types.void(tile, types.unliteral(array), types.intp, types.intp), code
@@ -131,7 +126,7 @@ def add_products(typing_context, sums, codes, weights):
     """``sums[i, j] += sum(codes[i, 4 k + l] * weights[k, 4 j + l])`` of unsigned bytes in tiles, over all k and l."""
 
     def code(context, builder, signature, values):
-        _call(builder, "tdpbuud", *(_BYTE(tile.literal_value) for tile in signature.args))
+        simd.x86(builder, "tdpbuud", _VOID, *(_BYTE(tile.literal_value) for tile in signature.args))
         return context.get_dummy_value()
 
     return types.void(sums, codes, weights), code

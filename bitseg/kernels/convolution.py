@@ -15,7 +15,7 @@ from numba.np import numpy_support
 from . import dot, lookup, popcount, simd, tile
 from .bitplanes import clear_border, end_pixel, first_half, pack_pixels
 from .feature_maps import add_sums, columns, margin
-from .jit import aligned, borrowed, chosen_by_types, keep, kernel, part
+from .jit import borrowed, chosen_by_types, empty_aligned, keep, kernel, part
 from .sharing import end_of_taken, next_row, take_row
 
 LANES = 32
@@ -104,7 +104,7 @@ def _portion_size(filters, width):
 @chosen_by_types(pixels_with_sums)
 def _pixels_with_sums(filters, rows, pixels):
     if filters.instance_class is tile.TileFilters:
-        return lambda filters, rows, pixels: tile.pixels_with_sums(rows, pixels)
+        return tile.pixels_with_sums
     # At the end of a row more pixels are convolved than there are.
     return lambda filters, rows, pixels: pixels + MOST_PIXELS - 1
 
@@ -127,17 +127,14 @@ def _convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
 @chosen_by_types(finish)
 def _finish(filters, space):
     if filters.instance_class is tile.TileFilters:
-        return lambda filters, space: tile.finish(space)
+        return tile.finish
     return lambda filters, space: None
 
 
 @chosen_by_types(empty_sums)
 def _empty_sums(filters, pixels, channels):
     sum_type = numpy_support.as_dtype(filters[filters.fields.index("levels")])
-    spare = 64 // sum_type.itemsize
-    return lambda filters, pixels, channels: aligned(np.empty(pixels * channels + spare, sum_type)).reshape(
-        pixels, channels
-    )
+    return lambda filters, pixels, channels: empty_aligned(pixels * channels, sum_type).reshape(pixels, channels)
 
 
 @part
@@ -190,6 +187,15 @@ def scratch(planes, filters, width, rows, pixels, channels):
     return sums, totals, np.empty((rows, width), np.int32), workspace(planes, filters, rows, pixels)
 
 
+@part
+def begin_portion(planes, filters, memory, y, end):
+    """Make `scratch` memory ready for output rows `y` to `end`."""
+    _, totals, centers, space = memory
+    begin_rows(planes, filters, space, y, end - y)
+    for row in range(y, end):
+        find_centers(planes, filters, row, totals, centers[row - y])
+
+
 @kernel
 def convolve_to_planes(filters, steps, largest, planes, share, width, result):
     """Convolve, scale, round to codes, pack into the planes `result`.
@@ -202,16 +208,16 @@ def convolve_to_planes(filters, steps, largest, planes, share, width, result):
     planes, filters, share, result = borrowed((planes, filters, share, result))
     channels = filters.multiplier.size
     rows, pixels, at_a_time = portion_size(filters, width)
-    memory = scratch(planes, filters, width, rows, pixels, at_a_time)
-    sums, totals, centers, space = borrowed(memory)
+    owned = scratch(planes, filters, width, rows, pixels, at_a_time)
+    memory = borrowed(owned)
+    sums, _, centers, space = memory
     if steps is None:
         codes = np.empty((rows, pixels, channels), np.uint8)
     y = take_row(share)
     while y < share.height:
-        end = min(y + rows, end_of_taken(share, y))
-        begin_rows(planes, filters, space, y, end - y)
+        end = end_of_taken(share, y, rows)
+        begin_portion(planes, filters, memory, y, end)
         for row in range(y, end):
-            find_centers(planes, filters, row, totals, centers[row - y])
             clear_border(result, row, channels)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
@@ -232,7 +238,7 @@ def convolve_to_planes(filters, steps, largest, planes, share, width, result):
                     pack_pixels(codes[row - y], result, row, x0, x1)
         y = next_row(share, end - 1)
     finish(filters, space)
-    keep(memory)
+    keep(owned)
 
 
 @part
@@ -270,25 +276,24 @@ def convolve_to_stream(
     if projection is not None:
         block_rows, block_pixels, block_at_a_time = portion_size(projection, width)
         rows, pixels, step = min(rows, block_rows), min(pixels, block_pixels), min(step, block_at_a_time)
-    memory = scratch(planes, filters, width, rows, pixels, at_a_time)
-    sums, totals, centers, space = borrowed(memory)
+    owned = scratch(planes, filters, width, rows, pixels, at_a_time)
+    memory = borrowed(owned)
+    sums, _, centers, space = memory
     if projection is not None:
         block_planes, block_filters = borrowed((block_input, projection))
-        block_memory = scratch(block_planes, block_filters, width, rows, pixels, block_at_a_time)
-        projected, block_totals, block_centers, block_space = borrowed(block_memory)
+        block_owned = scratch(block_planes, block_filters, width, rows, pixels, block_at_a_time)
+        block_memory = borrowed(block_owned)
+        projected, _, block_centers, block_space = block_memory
     if result is not None:
         activations = borrowed(result)
     y = take_row(share)
     while y < share.height:
-        end = min(y + rows, end_of_taken(share, y))
-        begin_rows(planes, filters, space, y, end - y)
+        end = end_of_taken(share, y, rows)
+        begin_portion(planes, filters, memory, y, end)
         if projection is not None:
-            begin_rows(block_planes, block_filters, block_space, y, end - y)
-        for row in range(y, end):
-            find_centers(planes, filters, row, totals, centers[row - y])
-            if projection is not None:
-                find_centers(block_planes, block_filters, row, block_totals, block_centers[row - y])
-            if result is not None:
+            begin_portion(block_planes, block_filters, block_memory, y, end)
+        if result is not None:
+            for row in range(y, end):
                 clear_border(activations, row, channels)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
@@ -334,9 +339,9 @@ def convolve_to_stream(
         y = next_row(share, end - 1)
     if projection is not None:
         finish(block_filters, block_space)
-        keep(block_memory)
+        keep(block_owned)
     finish(filters, space)
-    keep(memory)
+    keep(owned)
 
 
 @part
@@ -388,15 +393,14 @@ def convolve_to_scores(filters, planes, share, scores):
     planes, filters, share = borrowed((planes, filters, share))
     classes, _, width = scores.shape
     rows, pixels, at_a_time = portion_size(filters, width)
-    memory = scratch(planes, filters, width, rows, pixels, at_a_time)
-    sums, totals, centers, space = borrowed(memory)
+    owned = scratch(planes, filters, width, rows, pixels, at_a_time)
+    memory = borrowed(owned)
+    sums, _, centers, space = memory
     values = np.empty((pixels, LANES), np.float32)
     y = take_row(share)
     while y < share.height:
-        end = min(y + rows, end_of_taken(share, y))
-        begin_rows(planes, filters, space, y, end - y)
-        for row in range(y, end):
-            find_centers(planes, filters, row, totals, centers[row - y])
+        end = end_of_taken(share, y, rows)
+        begin_portion(planes, filters, memory, y, end)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
             for channel in range(0, classes, LANES):
@@ -415,4 +419,4 @@ def convolve_to_scores(filters, planes, share, scores):
                             scores_of_row[x] = values[x, c - channel]
         y = next_row(share, end - 1)
     finish(filters, space)
-    keep(memory)
+    keep(owned)

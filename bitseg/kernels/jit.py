@@ -15,6 +15,8 @@ from numba.core.runtime import rtsys
 from numba.extending import intrinsic, overload, register_jitable
 from numba.np import numpy_support
 
+CACHE_LINE = 64
+
 # The wrapper for C would be a sixth of the time to compile.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
@@ -53,10 +55,11 @@ def kernel(function):
 
 
 @part
-def aligned(array):
-    """An array of one axis without a cache line of its values, so that it begins where a cache line does."""
-    skipped = -array.ctypes.data % 64 // array.itemsize
-    return array[skipped : skipped + array.size - 64 // array.itemsize]
+def empty_aligned(size, dtype):
+    """An array of one axis that begins where a cache line does, for kernels as from Python."""
+    memory = np.empty(size + CACHE_LINE, dtype)
+    first = -memory.ctypes.data % CACHE_LINE // memory.itemsize
+    return memory[first : first + size]
 
 
 @intrinsic

@@ -99,6 +99,6 @@ def next_row(share, y):
 
 
 @part
-def end_of_taken(share, y):
-    """The row after the last one that this thread has taken together with row `y`."""
-    return min((y // share.rows + 1) * share.rows, share.height)
+def end_of_taken(share, y, most):
+    """The row after the last one that this thread has taken together with row `y`, or after so many from it on."""
+    return min(y + most, (y // share.rows + 1) * share.rows, share.height)

@@ -91,43 +91,39 @@ load_i32x16 = _load(i32x16)
 def load_signed_sums(typing_context, array, offset, center, like):
     """Load 32 sums s from an array of int16 or int32: ``2 * s - center``, a vector of the type of the array `like`.
 
-    Of int16 only the lowest 16 bits count, on the way: it is enough that the result, and an int32 s, fit.
+    Of int16 only the lowest 16 bits count, on the way: it is enough that the result, and an int32 s, fit. From int32 to
+    int16 it goes where `narrows_sums` says so.
     """
+    vector = _sums_of(like)
 
     def code(context, builder, signature, values):
-        narrows = array.dtype.bitwidth > like.dtype.bitwidth
-        return (_narrowed_signed_sums if narrows else _signed_sums)(context, builder, signature, values[:3])
+        return _signed_sums(context, builder, signature, values[:3], vector)
 
-    return _sums_of(like)(array, types.intp, types.int32, like), code
+    return vector(array, types.intp, types.int32, like), code
 
 
 def _sums_of(array):
     return s16x32 if array.dtype.bitwidth == 16 else i32x32
 
 
-def _signed_sums(context, builder, signature, values):
+def _signed_sums(context, builder, signature, values, vector=None):
     array, offset, center = values
-    vector = _sums_of(signature.args[0])
-    value = _load_unaligned(builder, _pointer(context, builder, signature.args[0], array, offset, vector), vector)
+    loaded = _sums_of(signature.args[0])
+    vector = vector or loaded
+    value = _load_unaligned(builder, _pointer(context, builder, signature.args[0], array, offset, loaded), loaded)
+    if loaded != vector:
+        value = _narrow_512(builder, value)
     if vector is s16x32:
         center = builder.trunc(center, vector.element)
     return builder.sub(builder.add(value, value), _splat(builder, center, vector))
 
 
-def _narrowed_signed_sums(context, builder, signature, values):
-    array, offset, center = values
-    value = _load_unaligned(builder, _pointer(context, builder, signature.args[0], array, offset, i32x32), i32x32)
-    if _has("avx512bw"):
-        # It narrows within each 128 bits: four of the first 16 sums, four of the others.
-        halves = (_lanes(builder, value, half) for half in (range(16), range(16, 32)))
-        value = _x86(builder, "avx512.packssdw.512", s16x32.llvm, *halves)
-        value = _lanes(
-            builder, value, [8 * part + 4 * half + n for half in (0, 1) for part in range(4) for n in range(4)]
-        )
-    else:
-        value = builder.trunc(value, s16x32.llvm)
-    center = _splat(builder, builder.trunc(center, s16x32.element), s16x32)
-    return builder.sub(builder.add(value, value), center)
+def _narrow_512(builder, value):
+    """i32x32 as s16x32, where all fit, with AVX-512."""
+    # It narrows within each 128 bits: four of the first 16 numbers, four of the others.
+    halves = (_lanes(builder, value, half) for half in (range(16), range(16, 32)))
+    value = x86(builder, "avx512.packssdw.512", s16x32.llvm, *halves)
+    return _lanes(builder, value, [8 * part + 4 * half + n for half in (0, 1) for part in range(4) for n in range(4)])
 
 
 @intrinsic
@@ -278,11 +274,11 @@ def _round_and_saturate(builder, value):
     """The same with AVX2, whose narrowing of 32 to 16 to 8 bits holds values inside them: nothing else clips at 0."""
     i32x8, i16x16 = ir.VectorType(_INT32, 8), u16x16.llvm
     whole = [
-        _x86(builder, "avx.cvt.ps2dq.256", i32x8, _lanes(builder, value, range(start, start + 8)))
+        x86(builder, "avx.cvt.ps2dq.256", i32x8, _lanes(builder, value, range(start, start + 8)))
         for start in range(0, 32, 8)
     ]
-    halves = [_x86(builder, "avx2.packssdw", i16x16, *whole[start : start + 2]) for start in (0, 2)]
-    return _x86(builder, "avx2.packuswb", u8x32.llvm, *halves)
+    halves = [x86(builder, "avx2.packssdw", i16x16, *whole[start : start + 2]) for start in (0, 2)]
+    return x86(builder, "avx2.packuswb", u8x32.llvm, *halves)
 
 
 def _round_and_saturate_512(builder, value):
@@ -292,9 +288,9 @@ def _round_and_saturate_512(builder, value):
     for half in (range(16), range(16, 32)):
         floats = _lanes(builder, value, half)
         convert = "avx512.mask.cvtps2dq.512"
-        whole.append(_x86(builder, convert, i32x16.llvm, floats, merged, all_lanes, usual_rounding))
-    words = _x86(builder, "avx512.packssdw.512", s16x32.llvm, *whole)
-    codes = _x86(builder, "avx512.packuswb.512", ir.VectorType(u8x32.element, 64), words, words)
+        whole.append(x86(builder, convert, i32x16.llvm, floats, merged, all_lanes, usual_rounding))
+    words = x86(builder, "avx512.packssdw.512", s16x32.llvm, *whole)
+    codes = x86(builder, "avx512.packuswb.512", ir.VectorType(u8x32.element, 64), words, words)
     # Each 128 bits hold 4 of the first 16 codes, 4 of the others, and both again.
     lanes = [16 * part + 4 * half + lane for half in (0, 1) for part in range(4) for lane in range(4)]
     return _lanes(builder, codes, lanes)
@@ -553,7 +549,7 @@ def pick_f32x8(typing_context, array, position, indices, offset):
         lanes = _load_unaligned(builder, _pointer(context, builder, indices_type, indices, offset, numbers), numbers)
         pointer = _pointer(context, builder, array_type, array, position, f32x8)
         if _has("avx2"):
-            return _x86(builder, "avx2.permps", f32x8.llvm, _load_unaligned(builder, pointer, f32x8), lanes)
+            return x86(builder, "avx2.permps", f32x8.llvm, _load_unaligned(builder, pointer, f32x8), lanes)
         first, picked = builder.bitcast(pointer, ir.FloatType().as_pointer()), ir.Constant(f32x8.llvm, ir.Undefined)
         for lane in range(8):
             element = builder.load(builder.gep(first, [builder.extract_element(lanes, _INT32(lane))]))
@@ -776,7 +772,7 @@ def add_dot_products(typing_context, dots, codes, position, weights):
 def _multiply_pairs(builder, a, b):
     """i32x16: products of two s16x32 vectors, added by pairs."""
     if _has("avx512bw"):
-        return _x86(builder, "avx512.pmaddw.d.512", i32x16.llvm, a, b)
+        return x86(builder, "avx512.pmaddw.d.512", i32x16.llvm, a, b)
     if _has("avx2"):
         return _by_halves(builder, "avx2.pmadd.wd", ir.VectorType(_INT32, 8), a, b)
     a, b = (builder.bitcast(vector, i32x16.llvm) for vector in (a, b))
@@ -791,14 +787,14 @@ def _by_halves(builder, name, result, *arguments):
 
     def half(number):
         halves = (range(number * (v.type.count // 2), (number + 1) * (v.type.count // 2)) for v in arguments)
-        return _x86(builder, name, result, *(_lanes(builder, *pair) for pair in zip(arguments, halves)))
+        return x86(builder, name, result, *(_lanes(builder, *pair) for pair in zip(arguments, halves)))
 
     halves = half(0), half(1)
     numbers = ir.Constant(ir.VectorType(_INT32, 2 * result.count), list(range(2 * result.count)))
     return builder.shuffle_vector(*halves, numbers)
 
 
-def _x86(builder, name, result, *arguments):
+def x86(builder, name, result, *arguments):
     """Call one of LLVM's intrinsics of x86."""
     function = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.x86.{name}"), arguments)
@@ -925,7 +921,7 @@ def look_up(typing_context, counts, tables, offsets, places, k, nibbles):
                 offset = builder.zext(builder.load(builder.gep(data, [builder.add(place, k)])), ir.IntType(64))
             table = _load_unaligned(builder, _pointer(context, builder, tables_type, tables, offset, u8x16), u8x16)
             table = _lanes(builder, table, [*range(16), *range(16)])
-            found += [_x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibble) for nibble in nibbles]
+            found += [x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibble) for nibble in nibbles]
         counts = [builder.add(count, entry) for count, entry in zip(counts, found)]
         return context.make_tuple(builder, signature.return_type, counts)
 

@@ -7,13 +7,11 @@ import numpy as np
 from . import amx, dot, simd, tile, winograd
 from .bitplanes import clear_border
 from .convolution import LANES, MOST_PIXELS, find_centers, pack_stream, portion_size, scale
-from .jit import aligned, borrowed, chosen_by_types, kernel, part
+from .jit import borrowed, chosen_by_types, empty_aligned, kernel, part
 from .sharing import next_row, take_row
 
 SPARE = 6 * max(MOST_PIXELS, amx.ROWS) + amx.ROW_BYTES
 """Values behind an image that are read, if only to be dropped."""
-
-_ANY_WIDTH = 1 << 30
 
 Image = namedtuple("Image", "values sums margin")
 """An image in a border of `margin` pixels.
@@ -67,10 +65,10 @@ def stem_rows(filters, rounding, image, share, stream, result):
     height, width, channels = stream.shape
     # Row y of the convolution is in place y % 4 until the pooling has passed it.
     codes = np.empty((4, 2 * width, channels), np.uint8)
-    together, at_a_time = rows_together(filters), columns_at_a_time(filters)
+    together, at_a_time = rows_together(filters), columns_at_a_time(filters, 2 * width)
     # Kernels compute some pixels together, at the end of a row more than there are.
     size = at_a_time + MOST_PIXELS - 1
-    sums = aligned(np.empty(together * size * channels + 16, np.int32)).reshape(together, size, channels)
+    sums = empty_aligned(together * size * channels, np.int32).reshape(together, size, channels)
     totals = np.empty(image.sums.shape[1], np.int32)
     centers = np.empty((together, 2 * width), np.int32)
     space = workspace(image, filters)
@@ -127,8 +125,8 @@ def rows_together(filters):
     """Rows of the convolution that are made together."""
 
 
-def columns_at_a_time(filters):
-    """Columns whose sums stay in the first-level cache."""
+def columns_at_a_time(filters, width):
+    """Columns of so many whose sums stay in the first-level cache."""
 
 
 def workspace(image, filters):
@@ -147,44 +145,47 @@ def finish(filters, space):
     """Leave the processor as it was before `workspace`."""
 
 
+def _way(filters, direct, by_winograd, in_tiles):
+    ways = {winograd.WinogradFilters: by_winograd, tile.TileFilters: in_tiles}
+    return ways.get(filters.instance_class, direct)
+
+
 @chosen_by_types(rows_together)
 def _rows_together(filters):
-    together = winograd.TOGETHER if filters.instance_class is winograd.WinogradFilters else 1
-    return lambda filters: together
+    return _way(filters, lambda filters: 1, by_winograd=lambda filters: winograd.TOGETHER, in_tiles=lambda filters: 1)
 
 
 @chosen_by_types(columns_at_a_time)
-def _columns_at_a_time(filters):
-    at_a_time = {winograd.WinogradFilters: winograd.COLUMNS, tile.TileFilters: 4 * amx.ROWS}
-    if filters.instance_class not in at_a_time:
-        return lambda filters: portion_size(filters, _ANY_WIDTH)[1]
-    columns = at_a_time[filters.instance_class]
-    return lambda filters: columns
+def _columns_at_a_time(filters, width):
+    return _way(
+        filters,
+        lambda filters, width: portion_size(filters, width)[1],
+        by_winograd=lambda filters, width: winograd.COLUMNS,
+        in_tiles=lambda filters, width: 4 * amx.ROWS,
+    )
 
 
 @chosen_by_types(workspace)
 def _workspace(image, filters):
-    kinds = {winograd.WinogradFilters: winograd.workspace, tile.TileFilters: _workspace_of_tiles}
-    return kinds.get(filters.instance_class, _direct_workspace)
+    return _way(filters, _direct_workspace, winograd.workspace, _workspace_of_tiles)
 
 
 @chosen_by_types(begin_rows)
 def _begin_rows(image, filters, space, y):
-    kinds = {winograd.WinogradFilters: winograd.begin_rows, tile.TileFilters: _begin_rows_of_tiles}
-    return kinds.get(filters.instance_class, _direct_begin_rows)
+    return _way(filters, _direct_begin_rows, winograd.begin_rows, _begin_rows_of_tiles)
 
 
 @chosen_by_types(convolve_columns)
 def _convolve_columns(image, filters, space, x0, x1, sums):
-    kinds = {winograd.WinogradFilters: winograd.convolve_columns, tile.TileFilters: _convolve_columns_in_tiles}
-    return kinds.get(filters.instance_class, _direct_convolve_columns)
+    return _way(filters, _direct_convolve_columns, winograd.convolve_columns, _convolve_columns_in_tiles)
 
 
 @chosen_by_types(finish)
 def _finish(filters, space):
-    if filters.instance_class is tile.TileFilters:
-        return lambda filters, space: amx.restore(space[2])
-    return lambda filters, space: None
+    def nothing(filters, space):
+        pass
+
+    return _way(filters, nothing, nothing, lambda filters, space: amx.restore(space[2]))
 
 
 @part
@@ -205,7 +206,7 @@ def _direct_convolve_columns(image, filters, space, x0, x1, sums):
 
 @part
 def _workspace_of_tiles(image, filters):
-    panel = aligned(np.empty((2 * tile.PANEL + 1) * amx.TILE_BYTES, np.uint8))
+    panel = empty_aligned(2 * tile.PANEL * amx.TILE_BYTES, np.uint8)
     return np.empty((1, filters.kernel), np.intp), panel, amx.configure(amx.ROWS)
 
 

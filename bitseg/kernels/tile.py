@@ -10,10 +10,7 @@ import numpy as np
 
 from . import amx
 from .feature_maps import columns, margin, write_codes
-from .jit import aligned, part, routine
-
-PIXELS = amx.ROWS
-"""Pixels of a tile."""
+from .jit import empty_aligned, part, routine
 
 PAIR = 32
 """Channels of two tiles of weights, which are multiplied together."""
@@ -69,7 +66,7 @@ def portion_size(filters, width):
 
 
 @part
-def pixels_with_sums(rows, pixels):
+def pixels_with_sums(filters, rows, pixels):
     """As `convolution.pixels_with_sums`: all pixels of whole tiles."""
     height = pixels_of_tile(pixels)
     return rows * -(-pixels // height) * height
@@ -85,16 +82,16 @@ def workspace(planes, filters, rows, pixels):
     # Tiles reach over the end of a row; what is written and read at once, over that of a pixel.
     row_size = (columns(planes) + amx.ROWS * filters.stride) * filters.depth + amx.ROW_BYTES
     row_size = -(-row_size // amx.ROW_BYTES) * amx.ROW_BYTES
-    codes = aligned(np.empty(rows_of_codes * row_size + amx.ROW_BYTES, np.uint8)).reshape(rows_of_codes, row_size)
+    codes = empty_aligned(rows_of_codes * row_size, np.uint8).reshape(rows_of_codes, row_size)
     starts = np.empty((rows, filters.kernel), np.intp)
     upcoming = np.zeros(1, np.intp)
-    panel = aligned(np.empty(PANEL * 2 * amx.TILE_BYTES + amx.ROW_BYTES, np.uint8))
+    panel = empty_aligned(PANEL * 2 * amx.TILE_BYTES, np.uint8)
     height = pixels_of_tile(pixels)
     return codes, starts, upcoming, panel, height, amx.configure(height)
 
 
 @part
-def finish(space):
+def finish(filters, space):
     """Leave the tiles as they were."""
     amx.restore(space[5])
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..kernels import amx, bitplanes, dot, lookup, popcount, simd, tile, winograd
 from ..kernels.convolution import LANES, Rounding
+from ..kernels.jit import empty_aligned
 from ..model_file import LayerWeights
 from .reference import interpolation, round_to_code, scale
 
@@ -378,9 +379,7 @@ def _channels_of_lanes(channels, sum_type):
 
 def _aligned(array):
     """A copy that begins where a cache line does: no row of a tile lies in two of them."""
-    memory = np.empty(array.nbytes + 64, np.uint8)
-    skipped = -memory.ctypes.data % 64
-    copy = memory[skipped : skipped + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = empty_aligned(array.size, array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from ..kernels.jit import entry_points
+from ..kernels.jit import CACHE_LINE, empty_aligned, entry_points
 from ..kernels.sharing import COUNTERS, Share, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 10_000
@@ -15,8 +15,6 @@ NANOSECONDS_WORTH_A_THREAD = 10_000
 
 PARTS_OF_A_THREAD = 3
 """Into about so many parts for each thread is a step divided, so that a thread that is slower or late gets fewer."""
-
-CACHE_LINE = 64
 
 TIMES_A_TAKE = 25
 """Rows are taken by so many times the work that is done anew with each take."""
@@ -170,8 +168,7 @@ def with_shared_memory(steps):
                 start = max(start, other.end)
         bisect.insort(placed, _Block(start, start + ends[-1], first, last))
         places.update((id(array), (array, start + place)) for array, place in zip(arrays, ends))
-    memory = np.empty(max(block.end for block in placed) + CACHE_LINE, np.uint8)
-    memory = memory[-memory.ctypes.data % CACHE_LINE :]
+    memory = empty_aligned(max(block.end for block in placed), np.uint8)
     buffers = {key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()}
     for step in steps:
         if id(step.updated) in replaced:
