@@ -235,15 +235,16 @@ class Segmenter:
         return mask, scores[:, : -(-inside[0] // 4), : -(-inside[1] // 4)]
 
     def _networks(self, count):
-        """Networks that share the weights and, among them, the threads; those of one thread share their plans, too."""
-        kernel = self.network.operations.kernel
-        of_one_thread = Operations(1, kernel)
+        """Networks that share the weights and, among them, the threads; those of one thread are the same."""
+        of_one_thread = self._network_on(1)
         bounds = [self.threads * part // count for part in range(count + 1)]
         for first, last in pairwise(bounds):
-            threads = last - first
-            network = copy.copy(self.network)
-            network.operations = Operations(threads, kernel) if threads > 1 else of_one_thread
-            yield network
+            yield self._network_on(last - first) if last - first > 1 else of_one_thread
+
+    def _network_on(self, threads):
+        network = copy.copy(self.network)
+        network.operations = Operations(threads, self.network.operations.kernel)
+        return network
 
     def _long_side(self, size):
         if size is None:

@@ -27,10 +27,7 @@ from .layout import (
     sum_steps,
     with_rising_results,
 )
-from .plan import Plan, Step, placeholder, with_shared_memory
-
-KEPT_BYTES = 64 * 2**20
-"""For plans that wait for an image of their shape: each is made in some milliseconds, and holds 3 MB for 384x384."""
+from .plan import Plan, Step, Workspace, empty_bytes, placeholder, with_shared_memory
 
 Layer = namedtuple("Layer", "convolution filters steps bound")
 """A convolution, its weights laid out for a kernel, its `layout.sum_steps`, and its `layout.result_bound`."""
@@ -71,14 +68,13 @@ class Operations:
         check_kernel(kernel)
         self.threads, self.kernel = threads, kernel
         self._pool, self._pool_process = None, None
-        self._idle_plans = {}
+        self._idle_workspaces = []
         self._planning = threading.local()
 
     def run(self, function, image):
         """``function(image)``, planned once for an image's shape.
 
-        Plans of the latest shapes are kept, `KEPT_BYTES` of them or those of one shape: as many of it as were in use at
-        the same time.
+        Plans of the latest shapes are kept, in one piece of memory for each of the calls that were there at a time.
 
         Parameters
         ----------
@@ -90,36 +86,31 @@ class Operations:
         -------
         ndarray
         """
-        key = function, image.shape
-        # Not under a lock, which a fork could find taken: dicts and lists lose and gain one element at once.
-        idle = self._idle_plans.pop(key, [])
-        self._idle_plans[key] = idle
+        # Not under a lock, which a fork could find taken: a list loses and gains one element at once.
         try:
-            plan = idle.pop()
+            workspace = self._idle_workspaces.pop()
         except IndexError:
-            plan = self.plan(function, image.shape)
-            self._forget_plans(key, plan.memory)
+            workspace = Workspace()
+        plan = workspace.plan(
+            (function, image.shape), lambda allocate: self.plan(function, image.shape, allocate)
+        )
         result = self.execute(plan, image)
-        idle.append(plan)
+        self._idle_workspaces.append(workspace)
         return result
 
-    def _forget_plans(self, latest, used):
-        """Forget the plans for which no memory is left beside `used` bytes of the latest, those of old shapes first."""
-        for key, idle in reversed(list(self._idle_plans.items())):
-            used += sum(plan.memory for plan in list(idle))
-            if used > KEPT_BYTES and key != latest:
-                self._idle_plans.pop(key, None)
+    def plan(self, function, shape, allocate=empty_bytes):
+        """The `plan.Plan` of ``function(image)`` for images of a shape; nothing is computed.
 
-    def plan(self, function, shape):
-        """The `plan.Plan` of ``function(image)`` for images of a shape; nothing is computed."""
-        image = np.zeros(shape, np.uint8)
+        Its memory comes from `allocate`, see `plan.with_shared_memory`.
+        """
+        image = placeholder(shape, np.uint8)
         self._planning.steps = steps = []
         try:
             function(image)
         finally:
             del self._planning.steps
-        steps, memory = with_shared_memory(steps)
-        return Plan(steps, self.threads, image, memory + image.nbytes)
+        steps, image = with_shared_memory(steps, image, allocate)
+        return Plan(steps, self.threads, image)
 
     def execute(self, plan, image, times=None):
         """Run a plan on an image; a copy of its result. Arguments as for `plan.Plan.run`."""

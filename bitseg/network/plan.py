@@ -19,6 +19,12 @@ PARTS_OF_A_THREAD = 3
 TIMES_A_TAKE = 25
 """Rows are taken by so many times the work that is done anew with each take."""
 
+KEPT_PLANS = 32
+"""Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes."""
+
+KEPT_BYTES = 64 * 2**20
+"""Memory that stays for plans of smaller images: a network takes 3 MB for 384x384."""
+
 Step = namedtuple("Step", "kernel constants inputs height nanoseconds outputs updated each_take", defaults=[None, 0])
 """One call of a kernel: ``kernel(*constants, *inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work.
 
@@ -41,13 +47,11 @@ class Plan:
     threads : int
         Threads that the rows are divided for.
     image : ndarray or None
-        Buffer for the input, which `steps` read.
-    memory : int
-        Bytes of the image and of what `steps` write to, where these belong to the plan.
+        Buffer for the input, which `steps` read; it is to be filled before each run.
 
     Attributes
     ----------
-    image, memory :
+    image :
         As given.
     result : tuple
         Outputs of the last step.
@@ -55,8 +59,8 @@ class Plan:
         Threads beside the caller's that could find any work.
     """
 
-    def __init__(self, steps, threads, image=None, memory=0):
-        self.image, self.memory, self.result = image, memory, steps[-1].outputs
+    def __init__(self, steps, threads, image=None):
+        self.image, self.result = image, steps[-1].outputs
         self._counters = np.zeros((len(steps), COUNTERS), np.int64)
         rows = [_rows_at_a_time(step, threads) for step in steps]
         heights = [0, *(step.height for step in steps)]
@@ -121,6 +125,36 @@ def _rows_at_a_time(step, threads):
     return min([*range(wanted, max(wanted // 2, 1) - 1, -1), equal], key=longest)
 
 
+def empty_bytes(size):
+    """Memory for a plan that has it to itself: from the beginning of a cache line on."""
+    return empty_aligned(size, np.uint8)
+
+
+class Workspace:
+    """Memory that one run at a time has to itself, and the plans that lie in it.
+
+    All of them use the same memory, which so stays in the caches, whatever the size of the next image.
+    """
+
+    def __init__(self):
+        self._memory, self._plans = empty_bytes(0), {}
+
+    def plan(self, key, make):
+        """The plan of a key: one of the latest `KEPT_PLANS`, or ``make(allocate)``, see `with_shared_memory`."""
+        plan = self._plans.pop(key, None) or make(self._allocate)
+        if len(self._plans) == KEPT_PLANS:
+            del self._plans[next(iter(self._plans))]
+        self._plans[key] = plan
+        return plan
+
+    def _allocate(self, size):
+        """So many bytes at least. What has grown beyond `KEPT_BYTES` shrinks again."""
+        if not size <= len(self._memory) <= max(size, KEPT_BYTES):
+            self._plans.clear()
+            self._memory = empty_bytes(size)
+        return self._memory
+
+
 _NO_MEMORY = bytes(16)
 
 
@@ -129,23 +163,31 @@ def placeholder(shape, dtype):
     return np.ndarray(shape, dtype, _NO_MEMORY, strides=(0,) * len(shape))
 
 
-def with_shared_memory(steps):
-    """Give steps other arrays to write to, in one piece of memory where none lies on another that is needed.
+def with_shared_memory(steps, image, allocate):
+    """Give steps other arrays to read and write, in one piece of memory where none lies on another that is needed.
 
     What a step makes of an input that nobody needs afterwards takes its place, if it may. Arrays of one lifetime lie
     side by side. The largest of such blocks come first, each as low as it fits.
 
+    Parameters
+    ----------
+    steps : list of Step
+    image : ndarray
+        Written before the first step.
+    allocate : callable
+        Gives that memory: at least so many bytes of uint8, from the beginning of a cache line.
+
     Returns
     -------
     list of Step
-    int
-        Bytes of that memory.
+    ndarray
+        The image's place.
     """
-    uses = {}
+    uses = {id(image): (image, 0)}
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
             uses.setdefault(id(array), (array, number))
-    last_use = {
+    last_use = {id(image): 0} | {
         id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
     }
     replaced = set()
@@ -168,7 +210,7 @@ def with_shared_memory(steps):
                 start = max(start, other.end)
         bisect.insort(placed, _Block(start, start + ends[-1], first, last))
         places.update((id(array), (array, start + place)) for array, place in zip(arrays, ends))
-    memory = empty_aligned(max(block.end for block in placed), np.uint8)
+    memory = allocate(max(block.end for block in placed))
     buffers = {key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()}
     for step in steps:
         if id(step.updated) in replaced:
@@ -177,7 +219,7 @@ def with_shared_memory(steps):
         step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
         for step in steps
     ]
-    return steps, memory.nbytes
+    return steps, buffers[id(image)]
 
 
 _Block = namedtuple("_Block", "start end first last")
