@@ -2,19 +2,20 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
-import numba
 import numpy as np
 import pytest
 from models import random_model
 
 from bitseg.images import read_image, resize
+from bitseg.kernels.jit import kernel
 from bitseg.kernels.sharing import next_row, take_row
-from bitseg.network import operations as operations_module
+from bitseg.network import plan as plan_module
 from bitseg.network.graph import Network
 from bitseg.network.layout import unpack_bit_planes
 from bitseg.network.operations import Operations
-from bitseg.network.plan import Plan, Step, with_shared_memory
+from bitseg.network.plan import Plan, Step, empty_bytes, with_shared_memory
 from bitseg.network.reference import ReferenceOperations
 from bitseg.presets import preset_model
 
@@ -123,24 +124,67 @@ def test_buffers_used_before_do_not_show_in_the_next_mask():
         assert np.array_equal(network.scores(image), plain.scores(image))
 
 
-def test_plans_are_kept_as_far_as_memory_is_given_to_them_and_those_of_the_latest_shape(monkeypatch):
+def test_plans_are_kept_in_the_same_memory_which_grows_and_shrinks(monkeypatch):
     operations = Operations(1)
     network = Network(random_model(), operations)
 
     def run(*shapes):
+        """Shapes of the plans that are kept afterwards, and the memory they lie in."""
         for number, shape in enumerate(shapes):
             network.scores(random_image(*shape, number))
-        kept = [plan for idle in operations._idle_plans.values() for plan in idle]
-        return [plan.image.shape[:2] for plan in kept], sum(plan.memory for plan in kept)
+        (workspace,) = operations._idle_workspaces
+        plans = list(workspace._plans.values())
+        assert all(np.shares_memory(plan.image, workspace._memory) for plan in plans)
+        return [plan.image.shape[:2] for plan in plans], workspace._memory
 
-    shapes = [(64, 32 * columns) for columns in range(1, 6)]
+    shapes = [(64, 32 * columns) for columns in range(5, 0, -1)]
     kept, memory = run(*shapes)
-    assert kept == shapes and memory > sum(64 * 32 * columns * 3 for columns in range(1, 6))
-    monkeypatch.setattr(operations_module, "KEPT_BYTES", memory)
-    assert run(shapes[0])[0] == [*shapes[1:], shapes[0]]  # used again: made anew for none, forgotten as the last
-    assert run((32, 32))[0] == [*shapes[2:], shapes[0], (32, 32)]
-    monkeypatch.setattr(operations_module, "KEPT_BYTES", 1)
-    assert run((96, 32))[0] == [(96, 32)]
+    assert kept == shapes and len(memory) > 64 * 160 * 3
+    monkeypatch.setattr(plan_module, "KEPT_PLANS", 5)
+    kept, same_memory = run(shapes[0], (32, 32))  # one used again, which so is not the oldest, and a new one
+    assert kept == [*shapes[2:], shapes[0], (32, 32)] and same_memory is memory
+    kept, more_memory = run((96, 160))
+    assert kept == [(96, 160)] and len(more_memory) > len(memory)
+    monkeypatch.setattr(plan_module, "KEPT_BYTES", len(more_memory) - 1)
+    kept, less_memory = run((64, 64))
+    assert kept == [(64, 64)] and len(less_memory) < len(memory)
+
+
+def test_as_many_pieces_of_memory_are_kept_as_were_needed_at_a_time():
+    operations = Operations(1)
+    network, image = Network(random_model(), operations), random_image(64, 64, 0)
+    expected = network.scores(image)
+    together, execute = Barrier(3), operations.execute
+
+    def wait_and_execute(*arguments):
+        together.wait(60)
+        return execute(*arguments)
+
+    operations.execute = wait_and_execute
+    with ThreadPoolExecutor(3) as pool:
+        assert all(np.array_equal(scores, expected) for scores in pool.map(network.scores, [image] * 6))
+    assert len(operations._idle_workspaces) == 3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_long_run_can_be_interrupted_between_its_steps(monkeypatch, threads):
+    operations, image = Operations(threads), random_image(64, 64, 0)
+    network = Network(random_model(), operations)
+    expected = network.scores(image)
+    monkeypatch.setattr(plan_module, "STEPWISE_NANOSECONDS", 0)
+    plan = operations.plan(network.compute_scores, image.shape)
+    assert np.array_equal(operations.execute(plan, image), expected)
+
+    class Times(list):
+        def append(self, time):
+            if len(self) == 3:
+                raise KeyboardInterrupt
+            super().append(time)
+
+    times = Times()
+    with pytest.raises(KeyboardInterrupt):
+        operations.execute(plan, image, times)
+    assert np.array_equal(operations.execute(plan, image), expected)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -156,8 +200,10 @@ def test_a_forked_process_segments_too():
 def test_maps_that_are_not_needed_together_share_memory():
     maps = [np.zeros(size, np.uint8) for size in (100, 300, 200, 100, 50)]
     steps = [Step(str, (), (maps[i],), 1, 1, (maps[i + 1],)) for i in range(4)]
-    shared, memory = with_shared_memory(steps)
-    assert 500 <= memory < 750
+    shared, image = with_shared_memory(steps, maps[0], empty_bytes)
+    assert 500 <= image.base.nbytes < 750
+    assert shared[0].inputs[0] is image and not np.shares_memory(image, shared[0].outputs[0])
+    assert np.shares_memory(image, shared[1].outputs[0])
     first, second, third, fourth = (step.outputs[0] for step in shared)
     assert [step.inputs[0] is buffer for step, buffer in zip(shared[1:], (first, second, third))] == [True] * 3
     assert np.shares_memory(first, third) and not np.shares_memory(third, fourth)
@@ -165,22 +211,22 @@ def test_maps_that_are_not_needed_together_share_memory():
 
 
 def test_a_result_takes_the_place_of_what_it_updates_unless_that_is_needed_later():
-    a, b, c, d = (np.zeros(200, np.uint8) for _ in range(4))
+    image, a, b, c, d = (np.zeros(200, np.uint8) for _ in range(5))
     steps = [
-        Step(None, (), (), 1, 0, (a,)),
+        Step(None, (), (image,), 1, 0, (a,)),
         Step(None, (), (a,), 1, 0, (b,), a),
         Step(None, (), (b,), 1, 0, (c,), b),
         Step(None, (), (c, b), 1, 0, (d,), c),
     ]
-    shared, memory = with_shared_memory(steps)
+    shared, image = with_shared_memory(steps, image, empty_bytes)
     first, second, third, fourth = (step.outputs[0] for step in shared)
     assert second is first and shared[1].inputs[0] is first
     assert not np.shares_memory(second, third)
     assert fourth is third and shared[3].inputs == (third, second)
-    assert 400 <= memory < 600
+    assert 400 <= image.base.nbytes < 600
 
 
-@numba.njit
+@kernel
 def take_all_rows(share):
     y = take_row(share)
     while y < share.height:
@@ -191,7 +237,7 @@ def take_all_rows(share):
 @pytest.mark.parametrize("nanoseconds", [0, 1e9])
 def test_threads_that_are_equally_fast_get_as_many_rows(height, nanoseconds):
     plan = Plan([Step(take_all_rows, (), (), height, nanoseconds, ())], 2)
-    ((_, (share,)),) = plan._calls
+    (_, (share,)), _ = plan._program._calls
     parts = [min(share.rows, height - first) for first in range(0, height, share.rows)]
     if nanoseconds == 0:
         assert parts == [height]
@@ -202,18 +248,19 @@ def test_threads_that_are_equally_fast_get_as_many_rows(height, nanoseconds):
 @pytest.mark.parametrize("each_take, rows", [(0, 2), (1e6, 2), (1e7, 5), (1e9, 10)])
 def test_rows_are_taken_the_more_at_a_time_the_more_it_costs(each_take, rows):
     plan = Plan([Step(take_all_rows, (), (), 20, 1e9, (), each_take=each_take)], 2)
-    ((_, (share,)),) = plan._calls
+    (_, (share,)), _ = plan._program._calls
     assert share.rows == rows
 
 
-def test_an_error_in_one_thread_ends_the_others_and_is_raised():
-    def fail(share):
-        if share.step == 1:
-            raise MemoryError("no memory for this thread")
+@kernel
+def run_out_of_memory(share):
+    if len(np.empty(2**62, np.uint8)) == share.step:
+        take_row(share)
 
-    steps = [Step(fail, (), (), 4, 1e9, ()) for _ in range(3)]
-    steps[0] = steps[0]._replace(kernel=take_all_rows)
-    with ThreadPoolExecutor(2) as pool, pytest.raises(MemoryError, match="this thread"):
+
+def test_an_error_in_one_thread_ends_the_others_and_is_raised():
+    steps = [Step(kernel, (), (), 4, 1e9, ()) for kernel in (take_all_rows, run_out_of_memory, take_all_rows)]
+    with ThreadPoolExecutor(2) as pool, pytest.raises(MemoryError, match="what a kernel needs"):
         Plan(steps, 3).run(pool)
 
 

@@ -205,7 +205,6 @@ def convolve_to_planes(filters, steps, largest, planes, share, width, result):
     largest : float32
         Largest code; used where there are no steps.
     """
-    planes, filters, share, result = borrowed((planes, filters, share, result))
     channels = filters.multiplier.size
     rows, pixels, at_a_time = portion_size(filters, width)
     owned = scratch(planes, filters, width, rows, pixels, at_a_time)
@@ -269,7 +268,6 @@ def convolve_to_stream(
     result : Planes or None
         Receives the activations, where anything reads them.
     """
-    planes, filters, share, stream = borrowed((planes, filters, share, stream))
     _, width, channels = stream.shape
     rows, pixels, at_a_time = portion_size(filters, width)
     step = at_a_time
@@ -280,21 +278,18 @@ def convolve_to_stream(
     memory = borrowed(owned)
     sums, _, centers, space = memory
     if projection is not None:
-        block_planes, block_filters = borrowed((block_input, projection))
-        block_owned = scratch(block_planes, block_filters, width, rows, pixels, block_at_a_time)
+        block_owned = scratch(block_input, projection, width, rows, pixels, block_at_a_time)
         block_memory = borrowed(block_owned)
         projected, _, block_centers, block_space = block_memory
-    if result is not None:
-        activations = borrowed(result)
     y = take_row(share)
     while y < share.height:
         end = end_of_taken(share, y, rows)
         begin_portion(planes, filters, memory, y, end)
         if projection is not None:
-            begin_portion(block_planes, block_filters, block_memory, y, end)
+            begin_portion(block_input, projection, block_memory, y, end)
         if result is not None:
             for row in range(y, end):
-                clear_border(activations, row, channels)
+                clear_border(result, row, channels)
         for x0 in range(0, width, pixels):
             x1 = min(x0 + pixels, width)
             for channel in range(0, channels, step):
@@ -305,11 +300,11 @@ def convolve_to_stream(
                     block_done = channel % block_at_a_time
                     if block_done == 0:
                         block_pitch = convolve_pixels(
-                            block_planes, block_filters, block_space, y, end - y, x0, x1, channel, projected
+                            block_input, projection, block_space, y, end - y, x0, x1, channel, projected
                         )
                 for row in range(y, end):
                     if result is not None:
-                        half, halves = first_half(activations, row, x0)
+                        half, halves = first_half(result, row, x0)
                         half += channel // LANES
                     for x in range(x0, x1):
                         center, total = centers[row - y, x], 0
@@ -324,21 +319,21 @@ def convolve_to_stream(
                                 value = simd.add_float(value, simd.multiply_codes(incoming, shortcut_multiplier))
                             if projection is not None:
                                 block_center = block_centers[row - y, x]
-                                added = scale(projected, block_place + c, block_center, block_filters, channel + c)
+                                added = scale(projected, block_place + c, block_center, projection, channel + c)
                                 value = simd.add_float(value, added)
                             codes = simd.round_to_u8x32(value, rounding.largest)
                             simd.store(stream, stream_place + c, codes)
                             if result is not None:
-                                total += _pack_codes(codes, rounding.steps, activations, half + c // LANES)
+                                total += _pack_codes(codes, rounding.steps, result, half + c // LANES)
                         if result is not None:
-                            _end_packed_codes(rounding.steps, activations, row, x, channel, total)
+                            _end_packed_codes(rounding.steps, result, row, x, channel, total)
                             half += halves
             if result is not None:
                 for row in range(y, end):
-                    _pack_products(stream, rounding, rounding.steps, activations, row, x0, x1)
+                    _pack_products(stream, rounding, rounding.steps, result, row, x0, x1)
         y = next_row(share, end - 1)
     if projection is not None:
-        finish(block_filters, block_space)
+        finish(projection, block_space)
         keep(block_owned)
     finish(filters, space)
     keep(owned)
@@ -390,7 +385,6 @@ def _pack_products(stream, rounding, steps, result, y, x0, x1):
 @kernel
 def convolve_to_scores(filters, planes, share, scores):
     """Convolve and scale to float32 scores of shape (classes, height, width)."""
-    planes, filters, share = borrowed((planes, filters, share))
     classes, _, width = scores.shape
     rows, pixels, at_a_time = portion_size(filters, width)
     owned = scratch(planes, filters, width, rows, pixels, at_a_time)

@@ -1,24 +1,24 @@
-"""How kernels are compiled: without the GIL, and kept on disk where there is a place for them."""
+"""How kernels are compiled, bound to their arguments, and run, all of a network in a row and without the GIL."""
 
-import hashlib
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
+from functools import cache
 
-import llvmlite.binding as llvm
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
-from numba.core.runtime import rtsys
+from numba.core.compiler import Flags, compile_internal
 from numba.extending import intrinsic, overload, register_jitable
 from numba.np import numpy_support
+
+from .cache import cache_for, folder_of
 
 CACHE_LINE = 64
 
 # The wrapper for C would be a sixth of the time to compile.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_OPTIONS = {"error_model": "numpy", "no_cfunc_wrapper": True}
 
 
 def routine(function):
@@ -40,18 +40,183 @@ def chosen_by_types(function):
 
 
 def kernel(function):
-    """Compile a function with Numba when it is first called from Python; threads may run it at the same time.
+    """Make a function a `Kernel`."""
+    _kernels.append(Kernel(function))
+    return _kernels[-1]
 
-    Compiled code is kept in ``__pycache__``, or else in the user's cache folder. Where neither can be written (a
-    container with a read-only file system) it is compiled in memory, anew in each process.
+
+class Kernel:
+    """A function that is compiled for the types of its arguments, and returns nothing.
+
+    Attributes
+    ----------
+    name : str
     """
-    compiled = numba.njit(function, **_OPTIONS)
-    try:
-        compiled._cache = _KernelCache(function)
-    except RuntimeError:  # Numba's word for "no place to keep it"
-        compiled._cache = _NoCache()
-    _kernels.append(compiled)
-    return compiled
+
+    def __init__(self, function):
+        self.name, self._entry_points = function.__name__, {}
+        self._compiled = _with_cache(numba.njit(_entry_point(function), **_OPTIONS), function)
+
+    def __call__(self, *arguments):
+        """Run it once."""
+        Program([(self, arguments)]).run()
+
+    def entry_point(self, arguments):
+        """The function that binds arguments of these very types to the kernel, without a look at them.
+
+        Looking takes Numba some 4 microseconds for a kernel's nested tuples.
+
+        Returns
+        -------
+        callable
+            Takes `arguments`, and gives a piece of memory and two addresses: that of a native function, and that of
+            the memory, in which the function finds what it needs of the arguments.
+        """
+        kind = _kind(arguments)
+        if kind not in self._entry_points:
+            self._entry_points[kind] = self._compiled.compile((numba_type(arguments),))
+        return self._entry_points[kind]
+
+    @property
+    def compilations(self):
+        """How many times it was compiled in this process, because it was not in the cache."""
+        return sum(self._compiled.stats.cache_misses.values())
+
+    @property
+    def cache_folder(self):
+        """Folder where compiled code is kept, or None."""
+        return folder_of(self._compiled._cache)
+
+
+class Program:
+    """Kernels with their arguments, to be run one after the other.
+
+    Between two of them Python has no part: a thread that asked for its lock would wait for others that hold it.
+
+    Parameters
+    ----------
+    calls : list of (Kernel, tuple)
+        Kernels and their arguments, which this object keeps alive.
+
+    Raises
+    ------
+    MemoryError
+    """
+
+    def __init__(self, calls):
+        self._calls = calls
+        bound = [bind(arguments) for bind, (_, arguments) in zip(entry_points(calls), calls)]
+        self._memory = [memory for memory, _, _ in bound]
+        self._steps = np.array([addresses for _, *addresses in bound], np.int64)
+        self._never = np.zeros(1, np.int64)
+
+    def __len__(self):
+        return len(self._steps)
+
+    def run(self, first=0, end=None, stop=None):
+        """Run the kernels from number `first` on, before number `end`. Several threads may do so at the same time.
+
+        Parameters
+        ----------
+        first, end : int
+        stop : ndarray of int64, shape (1,), or None
+            No kernel begins any more once this is not 0.
+
+        Raises
+        ------
+        MemoryError
+            There is not enough for what a kernel needs while it runs.
+        """
+        end = len(self) if end is None else end
+        if not _runner()(self._steps, first, end, self._never if stop is None else stop):
+            raise MemoryError("not enough memory for what a kernel needs while it runs")
+
+
+@cache
+def _runner():
+    compiled = _with_cache(numba.njit(_run_steps, nogil=True, **_OPTIONS), _run_steps)
+    return compiled.compile((types.int64[:, ::1], types.intp, types.intp, types.int64[::1]))
+
+
+def _run_steps(steps, first, end, stop):
+    """Call native functions, each with the address in the second column; False at the first that fails."""
+    for step in range(first, end):
+        if stop[0]:
+            return True
+        if _fails(steps[step, 0], steps[step, 1]):
+            return False
+    return True
+
+
+_BOUND = ir.FunctionType(ir.IntType(1), [cgutils.voidptr_t])
+"""A native function that takes the address of a kernel's arguments and says whether it failed."""
+
+
+@intrinsic
+def _fails(typing_context, function, memory):
+    def code(context, builder, signature, values):
+        function = builder.inttoptr(values[0], _BOUND.as_pointer())
+        return builder.call(function, [builder.inttoptr(values[1], cgutils.voidptr_t)])
+
+    return types.boolean(function, memory), code
+
+
+def _entry_point(function):
+    """What is compiled of a kernel, see `Kernel.entry_point`."""
+
+    @intrinsic
+    def size_of(typing_context, arguments):
+        def code(context, builder, signature, values):
+            return context.get_constant(types.intp, context.get_abi_sizeof(values[0].type))
+
+        return types.intp(arguments), code
+
+    @intrinsic
+    def bind(typing_context, memory, arguments):
+        def code(context, builder, signature, values):
+            place = context.make_array(memory)(context, builder, values[0]).data
+            builder.store(values[1], builder.bitcast(place, values[1].type.as_pointer()), align=1)
+            addresses = _bound(context, builder, function, arguments), place
+            return cgutils.pack_array(builder, [builder.ptrtoint(address, cgutils.intp_t) for address in addresses])
+
+        return types.UniTuple(types.intp, 2)(memory, arguments), code
+
+    def entry_point(arguments):
+        memory = np.empty(size_of(arguments), np.uint8)
+        address, place = bind(memory, arguments)
+        return memory, address, place
+
+    # Native code is known by these names.
+    entry_point.__name__, entry_point.__qualname__ = function.__name__, function.__qualname__
+    entry_point.__module__ = function.__module__
+    return entry_point
+
+
+def _bound(context, builder, function, arguments):
+    """Compile a Python function as a `_BOUND` one that finds arguments of this tuple type in memory."""
+    bound = ir.Function(builder.module, _BOUND, f"{builder.function.name}.bound")
+    bound.linkage = "internal"
+    inside = ir.IRBuilder(bound.append_basic_block())
+    place = inside.bitcast(bound.args[0], context.get_value_type(arguments).as_pointer())
+    values = cgutils.unpack_tuple(inside, _without_owner(context, inside, arguments, inside.load(place, align=1)))
+    compiled = _into_library(context, function, arguments)
+    status, _ = context.call_internal_no_propagate(inside, compiled, types.none(*arguments), values)
+    inside.ret(status.is_error)
+    return bound
+
+
+def _into_library(context, function, arguments):
+    """Compile a Python function into the library of the one that is being compiled, where it is optimised only once."""
+    flags = Flags()
+    flags.nrt, flags.error_model, flags.forceinline = True, _OPTIONS["error_model"], True
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    library = context.active_code_library
+    compiled = compile_internal(
+        context.typing_context, context, library, function, tuple(arguments), types.none, flags, locals={}
+    )
+    # Nobody else calls it: what is inlined need not be there as well.
+    library._final_module.get_function(compiled.fndesc.llvm_func_name).linkage = "linkonce_odr"
+    return compiled.fndesc
 
 
 @part
@@ -66,8 +231,8 @@ def empty_aligned(size, dtype):
 def borrowed(typing_context, value):
     """The same array, or tuple of anything, without its owner: Numba then counts no references to it.
 
-    Counting is an atomic instruction for each array at each call of a part, and was a sixth of some kernels' time. The
-    caller keeps what it passes to a kernel alive; what a kernel allocates itself it passes to `keep` at its end.
+    Counting is an atomic instruction for each array at each call of a part, and was a sixth of some kernels' time. A
+    kernel's arguments are so; what it allocates itself it passes to `keep` at its end.
     """
 
     def code(context, builder, signature, values):
@@ -94,29 +259,6 @@ def keep(typing_context, value):
     return types.void(value), lambda context, builder, signature, values: context.get_dummy_value()
 
 
-def entry_point(function, arguments):
-    """A kernel compiled for arguments of these very types, and for no others: it is called without a look at them.
-
-    Looking takes Numba some 4 microseconds for a kernel's nested tuples, for all of a network's up to 5 % of its time.
-
-    Parameters
-    ----------
-    function : callable
-        A kernel; anything else is given back.
-    arguments : tuple
-
-    Returns
-    -------
-    callable
-    """
-    if not isinstance(function, numba.core.dispatcher.Dispatcher):
-        return function
-    key = function, _kind(arguments)
-    if key not in _entry_points:
-        _entry_points[key] = function.compile(tuple(map(numba_type, arguments)))
-    return _entry_points[key]
-
-
 def numba_type(value):
     """``numba.typeof(value)``, which for an array imports all of numpy.ma: a tenth of the time to load a model."""
     if isinstance(value, np.ndarray):
@@ -127,21 +269,30 @@ def numba_type(value):
     return numba.typeof(value)
 
 
+def _kind(value):
+    """What decides a value's Numba type, in a hundredth of the time that finding that out takes Numba."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.ndim, value.flags.num
+    if isinstance(value, tuple):
+        return type(value), *map(_kind, value)
+    return type(value)
+
+
 def entry_points(calls):
-    """The `entry_point` of each of a list of pairs, a function and its arguments.
+    """The `Kernel.entry_point` of each of a list of pairs, a kernel and its arguments.
 
     Where `compile_in_two_processes` allows it and one has to be compiled, a second process compiles some kernels
     meanwhile, in all their types, and leaves them in the cache. Each index of the cache then has one writer.
     """
     global _before_first
-    helper = _Helper([call for call in calls if call[0].__name__ not in _HALF])
+    helper = _Helper([call for call in calls if call[0].name not in _HALF])
     _before_first = helper.start if _in_two_processes else None
     try:
-        ours = [entry_point(*call) if call[0].__name__ in _HALF else None for call in calls]
+        ours = [kernel.entry_point(arguments) if kernel.name in _HALF else None for kernel, arguments in calls]
     finally:
         _before_first = None
         helper.wait()
-    return [found or entry_point(*call) for found, call in zip(ours, calls)]
+    return [found or kernel.entry_point(arguments) for found, (kernel, arguments) in zip(ours, calls)]
 
 
 def compile_in_two_processes():
@@ -162,63 +313,17 @@ class _Helper:
             self.process = os.fork()
         if self.process == 0:
             try:
-                for call in self.calls:
-                    entry_point(*call)
+                for kernel, arguments in self.calls:
+                    kernel.entry_point(arguments)
             finally:
                 # Nothing of what the parent has open is flushed, closed or reported here.
                 os._exit(0)
         if self.process:
-            _compiled_by_helpers += len({(function, _kind(arguments)) for function, arguments in self.calls})
+            _compiled_by_helpers += len({(kernel.name, _kind(arguments)) for kernel, arguments in self.calls})
 
     def wait(self):
         if self.process:
             os.waitpid(self.process, 0)
-
-
-def _kind(value):
-    """What decides a value's Numba type, in a hundredth of the time that finding that out takes Numba."""
-    if isinstance(value, np.ndarray):
-        return value.dtype, value.ndim, value.flags.num
-    if isinstance(value, tuple):
-        return type(value), *map(_kind, value)
-    return type(value)
-
-
-def compilations():
-    """How many kernels this process and its helpers have compiled so far because they were not in the cache."""
-    return _compiled_by_helpers + sum(sum(compiled.stats.cache_misses.values()) for compiled in _kernels)
-
-
-def cache_folder():
-    """Folder where compiled kernels are kept; None where none can be written, or one was not kept for lack of space."""
-    caches = [compiled._cache for compiled in _kernels]
-    kept = all(isinstance(cache, _KernelCache) and cache._enabled for cache in caches)
-    return Path(caches[0].cache_path) if kept else None
-
-
-def _kernel_sources():
-    """Hash of all kernels' source: a kernel contains the code of those it calls, in whatever file."""
-    content = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.sha256(content).hexdigest()
-
-
-_SOURCES = _kernel_sources()
-_kernels: list = []
-_entry_points: dict = {}
-_announced = False
-_in_two_processes = False
-_before_first = None
-_compiled_by_helpers = 0
-
-_HALF = "convolve_to_planes", "convolve_to_stream"
-"""Kernels that take half of the time to compile, all their types together."""
-
-
-def _announce(place):
-    global _announced
-    if not _announced:
-        _announced = True
-        print(f"bitseg: compiling for this CPU {place}; this takes some seconds", file=sys.stderr)
 
 
 def _start_helper():
@@ -228,69 +333,26 @@ def _start_helper():
         start()
 
 
-class _MachineCode(CompileResultCacheImpl):
-    """What is kept of a kernel: machine code alone.
-
-    Numba also keeps what linking it into other functions takes, which no kernel is: its bitcode, and the modules of all
-    that it calls. Reading them took as long as all the rest of a kernel.
-    """
-
-    def reduce(self, compiled):
-        (name, kind, (machine_code, _)), *rest, environments = super().reduce(compiled)
-        description = compiled.fndesc
-        symbols = description.mangled_name, description.llvm_cpython_wrapper_name, description.env_name
-        stubs = "".join(f'@"{symbol}" = global i8 0\n' for symbol in symbols)
-        bitcode = llvm.parse_assembly(stubs).as_bitcode()
-        used = tuple(environment for environment in environments if environment.consts)
-        return (name, kind, (machine_code, bitcode)), *rest, used
-
-    def rebuild(self, target_context, payload):
-        return _unlinkable(super().rebuild(target_context, payload))
-
-
-def _unlinkable(compiled):
-    """A compiled kernel that no function can be linked with: of one from the cache there is nothing to link."""
-
-    def refuse():
-        name = compiled.fndesc.qualname
-        raise TypeError(f"{name} is a kernel, called from Python alone: put what others need of it into a part")
-
-    compiled.library._get_module_for_linking = refuse
+def _with_cache(compiled, function):
+    compiled._cache = cache_for(function, _start_helper)
     return compiled
 
 
-class _KernelCache(FunctionCache):
-    """Numba's cache, but stale when any kernel changed (Numba looks at one file), and never a reason to fail."""
-
-    _impl_class = _MachineCode
-
-    def __init__(self, function):
-        super().__init__(function)
-        self._cache_file = IndexDataCacheFile(self.cache_path, self._impl.filename_base, _SOURCES)
-
-    def load_overload(self, sig, target_context):
-        try:
-            # Of what Numba does first machine code needs its runtime, not what it takes to compile: 0.2 seconds.
-            rtsys.initialize(target_context)
-            with self._guard_against_spurious_io_errors():
-                found = self._load_overload(sig, target_context)
-        except Exception:  # a damaged cache file raises anything; the kernel is compiled and kept again
-            found = None
-            with suppress(OSError):
-                self.flush()
-        if found is None:
-            _announce("once")
-            _start_helper()
-        return found
-
-    def save_overload(self, sig, data):
-        try:
-            super().save_overload(sig, data)
-        except Exception:  # a full disk, a Numba that keeps other things: the next process compiles again
-            self.disable()
-        _unlinkable(data)
+def compilations():
+    """How many kernels this process and its helpers have compiled so far because they were not in the cache."""
+    return _compiled_by_helpers + sum(kernel.compilations for kernel in _kernels)
 
 
-class _NoCache(NullCache):
-    def load_overload(self, sig, target_context):
-        _announce("in memory, because no cache folder can be written")
+def cache_folder():
+    """Folder where compiled kernels are kept; None where none can be written, or one was not kept for lack of space."""
+    folders = [kernel.cache_folder for kernel in _kernels]
+    return folders[0] if all(folders) else None
+
+
+_kernels: list = []
+_in_two_processes = False
+_before_first = None
+_compiled_by_helpers = 0
+
+_HALF = "convolve_to_planes", "convolve_to_stream"
+"""Kernels that take half of the time to compile, all their types together."""

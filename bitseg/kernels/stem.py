@@ -7,7 +7,7 @@ import numpy as np
 from . import amx, dot, simd, tile, winograd
 from .bitplanes import clear_border
 from .convolution import LANES, MOST_PIXELS, find_centers, pack_stream, portion_size, scale
-from .jit import borrowed, chosen_by_types, empty_aligned, kernel, part
+from .jit import chosen_by_types, empty_aligned, kernel, part
 from .sharing import next_row, take_row
 
 SPARE = 6 * max(MOST_PIXELS, amx.ROWS) + amx.ROW_BYTES
@@ -61,7 +61,6 @@ def stem_rows(filters, rounding, image, share, stream, result):
     filters : dot.DotFilters, winograd.WinogradFilters or tile.TileFilters
     stream : uint8, shape (height', width', 32 n)
     """
-    image, filters, share, stream, result = borrowed((image, filters, share, stream, result))
     height, width, channels = stream.shape
     # Row y of the convolution is in place y % 4 until the pooling has passed it.
     codes = np.empty((4, 2 * width, channels), np.uint8)

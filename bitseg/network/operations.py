@@ -91,9 +91,7 @@ class Operations:
             workspace = self._idle_workspaces.pop()
         except IndexError:
             workspace = Workspace()
-        plan = workspace.plan(
-            (function, image.shape), lambda allocate: self.plan(function, image.shape, allocate)
-        )
+        plan = workspace.plan((function, image.shape), lambda allocate: self.plan(function, image.shape, allocate))
         result = self.execute(plan, image)
         self._idle_workspaces.append(workspace)
         return result

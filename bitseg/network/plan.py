@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from ..kernels.jit import CACHE_LINE, empty_aligned, entry_points
+from ..kernels.jit import CACHE_LINE, Program, empty_aligned
 from ..kernels.sharing import COUNTERS, Share, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 10_000
@@ -18,6 +18,9 @@ PARTS_OF_A_THREAD = 3
 
 TIMES_A_TAKE = 25
 """Rows are taken by so many times the work that is done anew with each take."""
+
+STEPWISE_NANOSECONDS = 3e8
+"""A longer run returns to Python after each step, where somebody may want to interrupt it."""
 
 KEPT_PLANS = 32
 """Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes."""
@@ -69,9 +72,10 @@ class Plan:
             share = Share(self._counters, number, step.height, taken, before)
             calls.append((step.kernel, (*step.constants, *step.inputs, share, *step.outputs)))
         calls.append((wait_for, (self._counters, len(steps) - 1, heights[-1])))
-        *self._calls, self._end = zip(entry_points(calls), (arguments for _, arguments in calls))
+        self._program = Program(calls)
         self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
-        self._over = False
+        self._over = np.zeros(1, np.int64)
+        self._stepwise = sum(step.nanoseconds for step in steps) > STEPWISE_NANOSECONDS
 
     def run(self, pool, times=None):
         """Run all steps, with the help of threads of a pool.
@@ -84,24 +88,22 @@ class Plan:
             Receives the time, of `time.perf_counter`, at which no row was left in each step.
         """
         self._counters[:] = 0
-        self._over = False
+        self._over[0] = False
         helpers = [pool.submit(self._work) for _ in range(self.most_helpers)]
         self._work(times)
-        self._over = True
+        self._over[0] = True
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
 
     def _work(self, times=None):
         try:
-            for kernel, arguments in self._calls:
-                if self._over:
-                    return
-                kernel(*arguments)
+            alone = len(self._program) - 1 if self._stepwise or times is not None else 0
+            for step in range(alone):
+                self._program.run(step, step + 1, self._over)
                 if times is not None:
                     times.append(time.perf_counter())
-            wait, arguments = self._end
-            wait(*arguments)
+            self._program.run(alone, stop=self._over)
         except BaseException:
             # Nobody shall wait for the rows that this thread had taken: every step counts as finished.
             self._counters[:] = np.iinfo(np.int64).max // 2

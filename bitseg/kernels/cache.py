@@ -1,0 +1,104 @@
+"""Compiled kernels on disk: written where there is a place for them, read again, renewed when any kernel changes."""
+
+import hashlib
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import llvmlite.binding as llvm
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
+from numba.core.runtime import rtsys
+
+
+def cache_for(function, before_compiling):
+    """A cache for what Numba compiles of a function.
+
+    It is in ``__pycache__``, or else in the user's cache folder. Where neither can be written (a container with a
+    read-only file system) there is none: each process compiles anew.
+
+    Parameters
+    ----------
+    function : callable
+    before_compiling : callable
+        Called when something is not in the cache.
+    """
+    try:
+        return _Cache(function, before_compiling)
+    except RuntimeError:  # Numba's word for "no place to keep it"
+        return _NoCache()
+
+
+def folder_of(cache):
+    """Folder of a cache; None where there is none, or something was not kept for lack of space."""
+    return Path(cache.cache_path) if isinstance(cache, _Cache) and cache._enabled else None
+
+
+def _kernel_sources():
+    """Hash of all kernels' source: a kernel contains the code of those it calls, in whatever file."""
+    content = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(content).hexdigest()
+
+
+_SOURCES = _kernel_sources()
+_announced = False
+
+
+def _announce(place):
+    global _announced
+    if not _announced:
+        _announced = True
+        print(f"bitseg: compiling for this CPU {place}; this takes some seconds", file=sys.stderr)
+
+
+class _MachineCode(CompileResultCacheImpl):
+    """What is kept of a kernel: machine code alone.
+
+    Numba also keeps what linking it into other functions takes, which no kernel is: its bitcode, and the modules of all
+    that it calls. Reading them took as long as all the rest of a kernel.
+    """
+
+    def reduce(self, compiled):
+        (name, kind, (machine_code, _)), *rest, environments = super().reduce(compiled)
+        description = compiled.fndesc
+        symbols = description.mangled_name, description.llvm_cpython_wrapper_name, description.env_name
+        stubs = "".join(f'@"{symbol}" = global i8 0\n' for symbol in symbols)
+        bitcode = llvm.parse_assembly(stubs).as_bitcode()
+        used = tuple(environment for environment in environments if environment.consts)
+        return (name, kind, (machine_code, bitcode)), *rest, used
+
+
+class _Cache(FunctionCache):
+    """Numba's cache, but stale when any kernel changed (Numba looks at one file), and never a reason to fail."""
+
+    _impl_class = _MachineCode
+
+    def __init__(self, function, before_compiling):
+        super().__init__(function)
+        self._before_compiling = before_compiling
+        self._cache_file = IndexDataCacheFile(self.cache_path, self._impl.filename_base, _SOURCES)
+
+    def load_overload(self, sig, target_context):
+        try:
+            # Of what Numba does first machine code needs its runtime, not what it takes to compile: 0.2 seconds.
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                found = self._load_overload(sig, target_context)
+        except Exception:  # a damaged cache file raises anything; the kernel is compiled and kept again
+            found = None
+            with suppress(OSError):
+                self.flush()
+        if found is None:
+            _announce("once")
+            self._before_compiling()
+        return found
+
+    def save_overload(self, sig, data):
+        try:
+            super().save_overload(sig, data)
+        except Exception:  # a full disk, a Numba that keeps other things: the next process compiles again
+            self.disable()
+
+
+class _NoCache(NullCache):
+    def load_overload(self, sig, target_context):
+        _announce("in memory, because no cache folder can be written")
