@@ -229,7 +229,7 @@ from bitseg.kernels import jit
 from bitseg.segmenter import load
 
 def variants():
-    return sum(len(kernel.signatures) for kernel in jit._kernels)
+    return sum(len(kernel._compiled.signatures) for kernel in jit._kernels)
 
 warm_up("voc7-w2a2")
 before = variants()
@@ -259,7 +259,7 @@ def test_warmup_fails_where_nothing_can_be_kept(copy):
 
 def test_warmup_fails_where_a_kernel_was_not_kept(monkeypatch):
     load(DEFAULT_MODEL)
-    monkeypatch.setattr(jit._kernels[0]._cache, "_enabled", False)
+    monkeypatch.setattr(jit._kernels[0]._compiled._cache, "_enabled", False)
     with pytest.raises(BitsegError, match="NUMBA_CACHE_DIR"):
         doctor.warm_up(DEFAULT_MODEL)
 

@@ -10,6 +10,7 @@ Arguments that may be None choose what is compiled: of branches on them Numba ke
 from collections import namedtuple
 
 import numpy as np
+from numba.core import types
 from numba.np import numpy_support
 
 from . import dot, lookup, popcount, simd, tile
@@ -70,8 +71,9 @@ def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
 
     channel : int
         The first of as many channels as `sums` has.
-    sums : array of the type of `filters.levels`, shape (`pixels_with_sums`, channels)
-        Receives ``sum(a * w)`` for the stored weights w, which are the codes q or differ from them by a constant.
+    sums : array, shape (`pixels_with_sums`, channels), see `empty_sums`
+        Receives ``sum(a * w)`` for the stored weights w, which are the codes q or differ from them by a constant, or,
+        where `filters.levels` is None, are ``2 q - largest q``.
 
     Returns
     -------
@@ -85,7 +87,17 @@ def finish(filters, space):
 
 
 def empty_sums(filters, pixels, channels):
-    """Memory for sums, from the start of a cache line on."""
+    """Memory for sums, of the type of `filters.levels` or int32, from the start of a cache line on."""
+
+
+def find_centers(planes, filters, y, totals, centers):
+    """What makes the sums of output row `y` signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``.
+
+    Nothing is done where `filters.levels` is None: the sums have their sign.
+
+    totals : int32, shape (columns,)
+        Scratch memory.
+    """
 
 
 @chosen_by_types(portion_size)
@@ -133,17 +145,25 @@ def _finish(filters, space):
 
 @chosen_by_types(empty_sums)
 def _empty_sums(filters, pixels, channels):
-    sum_type = numpy_support.as_dtype(filters[filters.fields.index("levels")])
+    levels = _levels(filters)
+    sum_type = np.int32 if levels == types.none else numpy_support.as_dtype(levels)
     return lambda filters, pixels, channels: empty_aligned(pixels * channels, sum_type).reshape(pixels, channels)
 
 
-@part
-def find_centers(planes, filters, y, totals, centers):
-    """What makes the sums of output row `y` signed: ``t = sum(a (2 q - largest q)) = 2 sum(a w) - center``.
+def _levels(filters):
+    """Numba type of `filters.levels`."""
+    return filters[filters.fields.index("levels")]
 
-    totals : int32, shape (columns,)
-        Scratch memory.
-    """
+
+@chosen_by_types(find_centers)
+def _find_centers(planes, filters, y, totals, centers):
+    if _levels(filters) == types.none:
+        return lambda planes, filters, y, totals, centers: None
+    return _sum_windows
+
+
+@part
+def _sum_windows(planes, filters, y, totals, centers):
     left = margin(planes) - filters.padding
     top = y * filters.stride + left
     totals[:] = 0
@@ -174,7 +194,7 @@ def _add_every(stride, totals, centers):
 @part
 def scale(sums, position, center, filters, channel):
     """``t * multiplier + offset`` for 32 channels, ``t = 2 sum(a w) - center``; each step rounded to float32."""
-    value = simd.signed_sums_to_f32x32(sums, position, center)
+    value = simd.signed_sums_to_f32x32(sums, position, center, filters.levels)
     value = simd.multiply_float(value, simd.load_f32x32(filters.multiplier, channel))
     return simd.add_float(value, simd.load_f32x32(filters.offset, channel))
 
@@ -224,7 +244,8 @@ def convolve_to_planes(filters, steps, largest, planes, share, width, result):
                 pitch = convolve_pixels(planes, filters, space, y, end - y, x0, x1, channel, sums)
                 for row in range(y, end):
                     if steps is not None:
-                        _pack_sums(centers[row - y], steps, sums, (row - y) * pitch, channel, row, x0, x1, result)
+                        first = (row - y) * pitch
+                        _pack_sums(centers[row - y], filters, steps, sums, first, channel, row, x0, x1, result)
                     if steps is None:
                         for x in range(x0, x1):
                             for c in range(0, at_a_time, LANES):
@@ -241,7 +262,7 @@ def convolve_to_planes(filters, steps, largest, planes, share, width, result):
 
 
 @part
-def _pack_sums(centers, steps, sums, first, channel, y, x0, x1, result):
+def _pack_sums(centers, filters, steps, sums, first, channel, y, x0, x1, result):
     """Sums of pixels x0 to x1 of row `y`, from number `first` on, to codes by comparison, packed."""
     channels = sums.shape[1]
     half, halves = first_half(result, y, x0)
@@ -249,7 +270,7 @@ def _pack_sums(centers, steps, sums, first, channel, y, x0, x1, result):
     for x in range(x0, x1):
         center, total = centers[x], 0
         for c in range(0, channels, LANES):
-            value = simd.load_signed_sums(sums, (first + x - x0) * channels + c, center, steps)
+            value = simd.load_signed_sums(sums, (first + x - x0) * channels + c, center, filters.levels, steps)
             total += simd.store_steps(result.words, half + c // LANES, value, steps, channel + c)
         end_pixel(result, y, x, channel, total)
         half += halves

@@ -24,27 +24,29 @@ DotFilters = namedtuple("DotFilters", "weights zero most multiplier offset kerne
 """Weights of one convolution.
 
 weights : array of int8 or int16, shape (ceil(out / lanes), kernel, groups of a row, lanes, channels of a group)
-    Codes q, less half of how many there are. The groups of a row run over its pixels and their channels, padded with
+    ``2 q - largest q`` of the codes q, or, where the type has no room for that, q less half of how many there are. The
+    groups of a row run over its pixels and their channels, padded with
     0 up to a whole group: over each pixel's channels in a feature map, over all 3 * kernel values in the image.
 zero : uint8 or int16
     0, of the type that the activation codes get.
 most : int
     Dot products that may be added before a lane of `simd.zero_dots` overflows, whatever the codes.
-levels : int32
-    ``sum(a (2 q - largest q)) = 2 sum(a w) - levels * sum(a)`` for the stored weights w.
+levels : int32 or None
+    None where the stored weights w are ``2 q - largest q``; otherwise
+    ``sum(a (2 q - largest q)) = 2 sum(a w) - levels * sum(a)``.
 The other fields are those of `popcount.PopcountFilters`.
 """
 
 
 def types(weight_bits, input_bits):
-    """Types of codes and of weights."""
-    if simd.has_byte_dot_product():
-        return np.uint8, np.int8
-    # Where bytes are multiplied by pairs (AVX2), 16 bits must hold two products.
-    largest_code, largest_weight = 2**input_bits - 1, 2 ** (weight_bits - 1)
-    if simd.has_byte_pair_product() and 2 * largest_code * largest_weight <= np.iinfo(np.int16).max:
-        return np.uint8, np.int8
-    return np.int16, np.int16
+    """Types of codes and of weights, and whether these are ``2 q - largest q``."""
+    largest_code, largest_weight = 2**input_bits - 1, 2**weight_bits - 1
+    for signed, magnitude in (True, largest_weight), (False, 2 ** (weight_bits - 1)):
+        # Where bytes are multiplied by pairs (AVX2), 16 bits must hold two products.
+        pair_fits = simd.has_byte_pair_product() and 2 * largest_code * magnitude <= np.iinfo(np.int16).max
+        if -magnitude >= np.iinfo(np.int8).min and (simd.has_byte_dot_product() or pair_fits):
+            return np.uint8, np.int8, signed
+    return np.int16, np.int16, True
 
 
 @part

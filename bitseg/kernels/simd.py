@@ -88,18 +88,18 @@ load_i32x16 = _load(i32x16)
 
 
 @intrinsic
-def load_signed_sums(typing_context, array, offset, center, like):
+def load_signed_sums(typing_context, array, offset, center, levels, like):
     """Load 32 sums s from an array of int16 or int32: ``2 * s - center``, a vector of the type of the array `like`.
 
-    Of int16 only the lowest 16 bits count, on the way: it is enough that the result, and an int32 s, fit. From int32 to
-    int16 it goes where `narrows_sums` says so.
+    Where `levels` is None they have their sign and stay as they are. Of int16 only the lowest 16 bits count, on the
+    way: it is enough that the result, and an int32 s, fit. From int32 to int16 it goes where `narrows_sums` says so.
     """
     vector = _sums_of(like)
 
     def code(context, builder, signature, values):
         return _signed_sums(context, builder, signature, values[:3], vector)
 
-    return vector(array, types.intp, types.int32, like), code
+    return vector(array, types.intp, types.int32, levels, like), code
 
 
 def _sums_of(array):
@@ -113,6 +113,8 @@ def _signed_sums(context, builder, signature, values, vector=None):
     value = _load_unaligned(builder, _pointer(context, builder, signature.args[0], array, offset, loaded), loaded)
     if loaded != vector:
         value = _narrow_512(builder, value)
+    if signature.args[3] == types.none:
+        return value
     if vector is s16x32:
         center = builder.trunc(center, vector.element)
     return builder.sub(builder.add(value, value), _splat(builder, center, vector))
@@ -190,21 +192,21 @@ def _works_by_halves():
 
 
 @intrinsic
-def signed_sums_to_f32x32(typing_context, array, offset, center):
+def signed_sums_to_f32x32(typing_context, array, offset, center, levels):
     """float32 of `load_signed_sums`, in the order of `lane_channels`."""
 
     def code(context, builder, signature, values):
-        value = _signed_sums(context, builder, signature, values)
+        value = _signed_sums(context, builder, signature, values[:3])
         if value.type == i32x32.llvm:
             return builder.sitofp(value, f32x32.llvm)
-        if not _works_by_halves():
+        if levels == types.none or not _works_by_halves():
             return builder.sitofp(builder.sext(value, i32x32.llvm), f32x32.llvm)
-        array, offset, center = values
+        array, offset, center, _ = values
         value = _signed_sums(context, builder, signature, (array, offset, builder.sub(center, _INT32(2**15))))
         zero = ir.Constant(f32x32.llvm, [2.0**23 + 2.0**15] * 32)
         return builder.fsub(_above_2_to_23(builder, value), zero)
 
-    return f32x32(array, types.intp, types.int32), code
+    return f32x32(array, types.intp, types.int32, levels), code
 
 
 @intrinsic

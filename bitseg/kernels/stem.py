@@ -17,19 +17,18 @@ Image = namedtuple("Image", "values sums margin")
 """An image in a border of `margin` pixels.
 
 values : array of uint8 or int16, shape (height, width * 3), border included, the last row followed by `SPARE` values
-sums : int32, shape (height, width)
-    Sum of the three values of a pixel, as of `bitplanes.Planes`.
+sums : int32, shape (height, width), or None
+    Sum of the three values of a pixel, as of `bitplanes.Planes`, where filters need it.
 """
 
 
 @kernel
-def border_rows(color, image, share, bordered):
-    """An image, uint8 (height, width, 3), in a border of a colour: `bordered` is an `Image`."""
+def border_rows(color, border, image, share, bordered, sums):
+    """An image, uint8 (height, width, 3), in a border of a colour, see `Image`: its values and sums."""
     height, width, _ = image.shape
-    border = bordered.margin
     y = take_row(share)
     while y < share.height:
-        row = bordered.values[y]
+        row = bordered[y]
         if border <= y < border + height:
             _fill(row[: 3 * border], color)
             inside, values = row[3 * border :], image[y - border].reshape(-1)
@@ -38,9 +37,9 @@ def border_rows(color, image, share, bordered):
             _fill(inside[3 * width :], color)
         else:
             _fill(row, color)
-        sums = bordered.sums[y]
-        for x in range(width + 2 * border):
-            sums[x] = np.int32(row[3 * x]) + np.int32(row[3 * x + 1]) + np.int32(row[3 * x + 2])
+        if sums is not None:
+            for x in range(width + 2 * border):
+                sums[y, x] = np.int32(row[3 * x]) + np.int32(row[3 * x + 1]) + np.int32(row[3 * x + 2])
         y = next_row(share, y)
 
 
@@ -68,7 +67,7 @@ def stem_rows(filters, rounding, image, share, stream, result):
     # Kernels compute some pixels together, at the end of a row more than there are.
     size = at_a_time + MOST_PIXELS - 1
     sums = empty_aligned(together * size * channels, np.int32).reshape(together, size, channels)
-    totals = np.empty(image.sums.shape[1], np.int32)
+    totals = np.empty(image.values.shape[1] // 3, np.int32)
     centers = np.empty((together, 2 * width), np.int32)
     space = workspace(image, filters)
     upcoming = 0

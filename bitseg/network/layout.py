@@ -325,16 +325,17 @@ def _dot_filters(convolution, weights, rows):
 
 def _dot_weights(convolution, weights, codes):
     """Stored weights of codes of any shape, and the fields of `kernels.dot.DotFilters` beside `weights` and `most`."""
-    multiplier, offset, kernel, levels, stride, padding = _filter_fields(convolution, weights)
-    code_type, weight_type = dot.types(convolution.weight_bits, convolution.input_bits)
-    excess = (levels + 1) // 2
-    stored = (codes.astype(np.int16) - excess).astype(weight_type)
+    multiplier, offset, kernel, largest, stride, padding = _filter_fields(convolution, weights)
+    code_type, weight_type, signed = dot.types(convolution.weight_bits, convolution.input_bits)
+    codes = codes.astype(np.int16)
+    excess = (largest + 1) // 2
+    stored = (2 * codes - largest if signed else codes - excess).astype(weight_type)
     return stored, {
         "zero": code_type(0),
         "multiplier": multiplier,
         "offset": offset,
         "kernel": kernel,
-        "levels": np.int32(levels - 2 * excess),
+        "levels": None if signed else np.int32(largest - 2 * excess),
         "stride": stride,
         "padding": padding,
     }
@@ -355,7 +356,7 @@ def _products_added(vectors, convolution):
     if not simd.adds_pairs_of_bytes(8 * vectors.itemsize):
         return np.iinfo(np.int32).max
     groups, room = vectors.shape[1] * vectors.shape[2], np.iinfo(np.int16).max // (2**convolution.input_bits - 1)
-    if groups * 2**convolution.weight_bits <= room:
+    if groups * 2 ** (convolution.weight_bits + 1) <= room:
         return groups
     # Neighbouring bytes share the 16 bits of a sum, which is largest, or smallest, where all its codes are.
     pairs = vectors.transpose(0, 3, 4, 1, 2).astype(np.int16).reshape(-1, 2, groups)

@@ -136,7 +136,7 @@ class Operations:
         convolution.check_sums()
         weights = with_rising_results(convolution, weights)
         filters = bit_filters(convolution, weights, self.kernel)
-        steps = sum_steps(convolution, weights, filters.levels.dtype)
+        steps = sum_steps(convolution, weights, np.int32 if filters.levels is None else filters.levels.dtype)
         return Layer(convolution, filters, steps, result_bound(convolution, weights))
 
     def prepare_stem(self, convolution, weights):
@@ -154,8 +154,9 @@ class Operations:
         height, width = image.shape[0] // 2, image.shape[1] // 2
         rows, columns = image.shape[0] + 2 * padding, image.shape[1] + 2 * padding
         values = _with_spare((rows, columns * 3), layer.filters.zero.dtype, stem.SPARE)
-        bordered = stem.Image(values, np.empty((rows, columns), np.int32), padding)
-        self._step(rows * columns, rows, stem.border_rows, (tuple(mean),), (image,), (bordered,))
+        sums = None if layer.filters.levels is None else np.empty((rows, columns), np.int32)
+        self._step(rows * columns, rows, stem.border_rows, (tuple(mean), padding), (image,), (values, sums))
+        bordered = stem.Image(values, sums, padding)
         stream = np.empty((height // 2, width // 2, len(layer.filters.multiplier)), np.uint8)
         planes = self._planes(height // 2, width // 2, convolution, rounding.activation_bits)
         work = _nanoseconds(height * width, layer)
