@@ -167,6 +167,14 @@ def _binary(instruction):
     return operation
 
 
+@intrinsic
+def quarter(typing_context, numbers):
+    """A quarter of numbers that are multiples of four."""
+    return numbers(numbers), lambda context, builder, signature, values: builder.ashr(
+        values[0], ir.Constant(values[0].type, [2] * values[0].type.count)
+    )
+
+
 add = _binary("add")
 subtract = _binary("sub")
 add_float = _binary("fadd")

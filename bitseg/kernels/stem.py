@@ -61,9 +61,10 @@ def stem_rows(filters, rounding, image, share, stream, result):
     stream : uint8, shape (height', width', 32 n)
     """
     height, width, channels = stream.shape
-    # Row y of the convolution is in place y % 4 until the pooling has passed it.
-    codes = np.empty((4, 2 * width, channels), np.uint8)
     together, at_a_time = rows_together(filters), columns_at_a_time(filters, 2 * width)
+    # Row y of the convolution is in place y % places until the pooling has passed it.
+    places = together + 3
+    codes = np.empty((places, 2 * width, channels), np.uint8)
     # Kernels compute some pixels together, at the end of a row more than there are.
     size = at_a_time + MOST_PIXELS - 1
     sums = empty_aligned(together * size * channels, np.int32).reshape(together, size, channels)
@@ -83,14 +84,15 @@ def stem_rows(filters, rounding, image, share, stream, result):
                 x1 = min(x0 + at_a_time, 2 * width)
                 convolve_columns(image, filters, space, x0, x1, sums)
                 for row in range(together):
+                    place = (upcoming + row) % places * 2 * width
                     for x in range(x0, x1):
                         for c in range(0, channels, LANES):
                             position = (row * sums.shape[1] + x - x0) * channels + c
                             value = scale(sums, position, centers[row, x], filters, c)
-                            position = ((upcoming + row) % 4 * 2 * width + x) * channels + c
+                            position = (place + x) * channels + c
                             simd.store(codes, position, simd.round_to_u8x32(value, rounding.largest))
             upcoming += together
-        rows = 2 * y % 4, (2 * y + 1) % 4, (end - 1) % 4
+        rows = 2 * y % places, (2 * y + 1) % places, (end - 1) % places
         for c in range(0, channels, LANES):
             right = _largest_of_column(codes, rows, 0, c)
             for x in range(width):
