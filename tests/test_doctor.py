@@ -15,7 +15,7 @@ import bitseg
 from bitseg import doctor
 from bitseg.cli import main
 from bitseg.errors import BitsegError
-from bitseg.kernels import jit
+from bitseg.kernels import program
 from bitseg.model_file import installed_models
 from bitseg.segmenter import DEFAULT_MODEL, load
 
@@ -55,7 +55,7 @@ def copy(tmp_path):
     package, home = tmp_path / "site" / "bitseg", tmp_path / "home"
     shutil.copytree(Path(bitseg.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
     shutil.copytree(installed_models()[0].parent, package / "weights")
-    shutil.copytree(jit.cache_folder(), package / "kernels" / "__pycache__")
+    shutil.copytree(program.cache_folder(), package / "kernels" / "__pycache__")
     home.mkdir()
 
     def run_copy(*arguments, **environment):
@@ -225,11 +225,11 @@ def test_after_warmup_no_photo_needs_another_kernel():
     program = """
 import numpy as np
 from bitseg.doctor import warm_up
-from bitseg.kernels import jit
+from bitseg.kernels import program
 from bitseg.segmenter import load
 
 def variants():
-    return sum(len(kernel._compiled.signatures) for kernel in jit._kernels)
+    return sum(len(kernel._compiled.signatures) for kernel in program._kernels)
 
 warm_up("voc7-w2a2")
 before = variants()
@@ -259,7 +259,7 @@ def test_warmup_fails_where_nothing_can_be_kept(copy):
 
 def test_warmup_fails_where_a_kernel_was_not_kept(monkeypatch):
     load(DEFAULT_MODEL)
-    monkeypatch.setattr(jit._kernels[0]._compiled._cache, "_enabled", False)
+    monkeypatch.setattr(program._kernels[0]._compiled._cache, "_enabled", False)
     with pytest.raises(BitsegError, match="NUMBA_CACHE_DIR"):
         doctor.warm_up(DEFAULT_MODEL)
 

@@ -9,7 +9,7 @@ import pytest
 from models import random_model
 
 from bitseg.images import read_image, resize
-from bitseg.kernels.jit import kernel
+from bitseg.kernels.program import kernel
 from bitseg.kernels.sharing import next_row, take_row
 from bitseg.network import plan as plan_module
 from bitseg.network.graph import Network

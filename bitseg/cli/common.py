@@ -153,7 +153,7 @@ def load_segmenter(model, threads, jobs, kernel, palette=None, classes=None, pic
         The model does not exist, or does not know one of the classes.
     """
     with _no_garbage_collection():
-        from ..kernels.jit import compile_in_two_processes
+        from ..kernels.program import compile_in_two_processes
         from ..network.operations import available_threads
         from ..segmentation import class_id
         from ..segmenter import load

@@ -3,7 +3,8 @@
 from collections import namedtuple
 
 from . import simd
-from .jit import kernel, part, routine
+from .jit import part, routine
+from .program import kernel
 
 Planes = namedtuple("Planes", "words sums margin")
 """A feature map as bit-planes, with a border of `margin` zero pixels that serves as the padding of convolutions.

@@ -16,7 +16,8 @@ from numba.np import numpy_support
 from . import dot, lookup, popcount, simd, tile
 from .bitplanes import clear_border, end_pixel, first_half, pack_pixels
 from .feature_maps import add_sums, columns, margin
-from .jit import borrowed, chosen_by_types, empty_aligned, keep, kernel, part
+from .jit import borrowed, chosen_by_types, empty_aligned, keep, part
+from .program import kernel
 from .sharing import end_of_taken, next_row, take_row
 
 LANES = 32

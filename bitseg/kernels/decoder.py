@@ -6,7 +6,8 @@ Every expression is written in the order of its NumPy twin and rounded step by s
 import numpy as np
 
 from . import simd
-from .jit import kernel, part
+from .jit import part
+from .program import kernel
 from .sharing import next_row, take_row
 
 EXP_LOWEST = np.float32(-87.0)

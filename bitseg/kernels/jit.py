@@ -1,34 +1,23 @@
-"""How kernels are compiled, bound to their arguments, and run, all of a network in a row and without the GIL."""
+"""What kernels are made of: functions that Numba compiles into them, and the arrays they allocate."""
 
-import os
-import sys
-from contextlib import suppress
-from functools import cache
-
-import numba
 import numpy as np
-from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.compiler import Flags, compile_internal
 from numba.extending import intrinsic, overload, register_jitable
-from numba.np import numpy_support
-
-from .cache import cache_for, folder_of
 
 CACHE_LINE = 64
 
 # The wrapper for C would be a sixth of the time to compile.
-_OPTIONS = {"error_model": "numpy", "no_cfunc_wrapper": True}
+OPTIONS = {"error_model": "numpy", "no_cfunc_wrapper": True}
 
 
 def routine(function):
     """A part that stays a function of its own in each kernel that calls it, so that its loops get all registers."""
-    return register_jitable(**_OPTIONS)(function)
+    return register_jitable(**OPTIONS)(function)
 
 
 def part(function):
     """Compile a function that kernels call, as part of each: without a way in from Python, which takes longer."""
-    return register_jitable(**_OPTIONS, forceinline=True)(function)
+    return register_jitable(**OPTIONS, forceinline=True)(function)
 
 
 def chosen_by_types(function):
@@ -36,187 +25,7 @@ def chosen_by_types(function):
 
     Arguments have the names that those of `function` have, which says what all of them do.
     """
-    return overload(function, jit_options={**_OPTIONS, "forceinline": True})
-
-
-def kernel(function):
-    """Make a function a `Kernel`."""
-    _kernels.append(Kernel(function))
-    return _kernels[-1]
-
-
-class Kernel:
-    """A function that is compiled for the types of its arguments, and returns nothing.
-
-    Attributes
-    ----------
-    name : str
-    """
-
-    def __init__(self, function):
-        self.name, self._entry_points = function.__name__, {}
-        self._compiled = _with_cache(numba.njit(_entry_point(function), **_OPTIONS), function)
-
-    def __call__(self, *arguments):
-        """Run it once."""
-        Program([(self, arguments)]).run()
-
-    def entry_point(self, arguments):
-        """The function that binds arguments of these very types to the kernel, without a look at them.
-
-        Looking takes Numba some 4 microseconds for a kernel's nested tuples.
-
-        Returns
-        -------
-        callable
-            Takes `arguments`, and gives a piece of memory and two addresses: that of a native function, and that of
-            the memory, in which the function finds what it needs of the arguments.
-        """
-        kind = _kind(arguments)
-        if kind not in self._entry_points:
-            self._entry_points[kind] = self._compiled.compile((numba_type(arguments),))
-        return self._entry_points[kind]
-
-    @property
-    def compilations(self):
-        """How many times it was compiled in this process, because it was not in the cache."""
-        return sum(self._compiled.stats.cache_misses.values())
-
-    @property
-    def cache_folder(self):
-        """Folder where compiled code is kept, or None."""
-        return folder_of(self._compiled._cache)
-
-
-class Program:
-    """Kernels with their arguments, to be run one after the other.
-
-    Between two of them Python has no part: a thread that asked for its lock would wait for others that hold it.
-
-    Parameters
-    ----------
-    calls : list of (Kernel, tuple)
-        Kernels and their arguments, which this object keeps alive.
-
-    Raises
-    ------
-    MemoryError
-    """
-
-    def __init__(self, calls):
-        self._calls = calls
-        bound = [bind(arguments) for bind, (_, arguments) in zip(entry_points(calls), calls)]
-        self._memory = [memory for memory, _, _ in bound]
-        self._steps = np.array([addresses for _, *addresses in bound], np.int64)
-        self._never = np.zeros(1, np.int64)
-
-    def __len__(self):
-        return len(self._steps)
-
-    def run(self, first=0, end=None, stop=None):
-        """Run the kernels from number `first` on, before number `end`. Several threads may do so at the same time.
-
-        Parameters
-        ----------
-        first, end : int
-        stop : ndarray of int64, shape (1,), or None
-            No kernel begins any more once this is not 0.
-
-        Raises
-        ------
-        MemoryError
-            There is not enough for what a kernel needs while it runs.
-        """
-        end = len(self) if end is None else end
-        if not _runner()(self._steps, first, end, self._never if stop is None else stop):
-            raise MemoryError("not enough memory for what a kernel needs while it runs")
-
-
-@cache
-def _runner():
-    compiled = _with_cache(numba.njit(_run_steps, nogil=True, **_OPTIONS), _run_steps)
-    return compiled.compile((types.int64[:, ::1], types.intp, types.intp, types.int64[::1]))
-
-
-def _run_steps(steps, first, end, stop):
-    """Call native functions, each with the address in the second column; False at the first that fails."""
-    for step in range(first, end):
-        if stop[0]:
-            return True
-        if _fails(steps[step, 0], steps[step, 1]):
-            return False
-    return True
-
-
-_BOUND = ir.FunctionType(ir.IntType(1), [cgutils.voidptr_t])
-"""A native function that takes the address of a kernel's arguments and says whether it failed."""
-
-
-@intrinsic
-def _fails(typing_context, function, memory):
-    def code(context, builder, signature, values):
-        function = builder.inttoptr(values[0], _BOUND.as_pointer())
-        return builder.call(function, [builder.inttoptr(values[1], cgutils.voidptr_t)])
-
-    return types.boolean(function, memory), code
-
-
-def _entry_point(function):
-    """What is compiled of a kernel, see `Kernel.entry_point`."""
-
-    @intrinsic
-    def size_of(typing_context, arguments):
-        def code(context, builder, signature, values):
-            return context.get_constant(types.intp, context.get_abi_sizeof(values[0].type))
-
-        return types.intp(arguments), code
-
-    @intrinsic
-    def bind(typing_context, memory, arguments):
-        def code(context, builder, signature, values):
-            place = context.make_array(memory)(context, builder, values[0]).data
-            builder.store(values[1], builder.bitcast(place, values[1].type.as_pointer()), align=1)
-            addresses = _bound(context, builder, function, arguments), place
-            return cgutils.pack_array(builder, [builder.ptrtoint(address, cgutils.intp_t) for address in addresses])
-
-        return types.UniTuple(types.intp, 2)(memory, arguments), code
-
-    def entry_point(arguments):
-        memory = np.empty(size_of(arguments), np.uint8)
-        address, place = bind(memory, arguments)
-        return memory, address, place
-
-    # Native code is known by these names.
-    entry_point.__name__, entry_point.__qualname__ = function.__name__, function.__qualname__
-    entry_point.__module__ = function.__module__
-    return entry_point
-
-
-def _bound(context, builder, function, arguments):
-    """Compile a Python function as a `_BOUND` one that finds arguments of this tuple type in memory."""
-    bound = ir.Function(builder.module, _BOUND, f"{builder.function.name}.bound")
-    bound.linkage = "internal"
-    inside = ir.IRBuilder(bound.append_basic_block())
-    place = inside.bitcast(bound.args[0], context.get_value_type(arguments).as_pointer())
-    values = cgutils.unpack_tuple(inside, _without_owner(context, inside, arguments, inside.load(place, align=1)))
-    compiled = _into_library(context, function, arguments)
-    status, _ = context.call_internal_no_propagate(inside, compiled, types.none(*arguments), values)
-    inside.ret(status.is_error)
-    return bound
-
-
-def _into_library(context, function, arguments):
-    """Compile a Python function into the library of the one that is being compiled, where it is optimised only once."""
-    flags = Flags()
-    flags.nrt, flags.error_model, flags.forceinline = True, _OPTIONS["error_model"], True
-    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-    library = context.active_code_library
-    compiled = compile_internal(
-        context.typing_context, context, library, function, tuple(arguments), types.none, flags, locals={}
-    )
-    # Nobody else calls it: what is inlined need not be there as well.
-    library._final_module.get_function(compiled.fndesc.llvm_func_name).linkage = "linkonce_odr"
-    return compiled.fndesc
+    return overload(function, jit_options={**OPTIONS, "forceinline": True})
 
 
 @part
@@ -236,12 +45,13 @@ def borrowed(typing_context, value):
     """
 
     def code(context, builder, signature, values):
-        return _without_owner(context, builder, signature.args[0], values[0])
+        return without_owner(context, builder, signature.args[0], values[0])
 
     return value(value), code
 
 
-def _without_owner(context, builder, kind, value):
+def without_owner(context, builder, kind, value):
+    """`borrowed` for code generators: `value` of the Numba type `kind`."""
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
@@ -249,7 +59,7 @@ def _without_owner(context, builder, kind, value):
         return array._getvalue()
     if isinstance(kind, types.BaseTuple):
         items = zip(kind, cgutils.unpack_tuple(builder, value))
-        return context.make_tuple(builder, kind, [_without_owner(context, builder, *item) for item in items])
+        return context.make_tuple(builder, kind, [without_owner(context, builder, *item) for item in items])
     return value
 
 
@@ -257,102 +67,3 @@ def _without_owner(context, builder, kind, value):
 def keep(typing_context, value):
     """A use of a value, before which Numba does not free it."""
     return types.void(value), lambda context, builder, signature, values: context.get_dummy_value()
-
-
-def numba_type(value):
-    """``numba.typeof(value)``, which for an array imports all of numpy.ma: a tenth of the time to load a model."""
-    if isinstance(value, np.ndarray):
-        dtype, layout = numpy_support.from_dtype(value.dtype), numpy_support.map_layout(value)
-        return types.Array(dtype, value.ndim, layout, readonly=not value.flags.writeable)
-    if isinstance(value, tuple):
-        return types.BaseTuple.from_types([numba_type(item) for item in value], type(value))
-    return numba.typeof(value)
-
-
-def _kind(value):
-    """What decides a value's Numba type, in a hundredth of the time that finding that out takes Numba."""
-    if isinstance(value, np.ndarray):
-        return value.dtype, value.ndim, value.flags.num
-    if isinstance(value, tuple):
-        return type(value), *map(_kind, value)
-    return type(value)
-
-
-def entry_points(calls):
-    """The `Kernel.entry_point` of each of a list of pairs, a kernel and its arguments.
-
-    Where `compile_in_two_processes` allows it and one has to be compiled, a second process compiles some kernels
-    meanwhile, in all their types, and leaves them in the cache. Each index of the cache then has one writer.
-    """
-    global _before_first
-    helper = _Helper([call for call in calls if call[0].name not in _HALF])
-    _before_first = helper.start if _in_two_processes else None
-    try:
-        ours = [kernel.entry_point(arguments) if kernel.name in _HALF else None for kernel, arguments in calls]
-    finally:
-        _before_first = None
-        helper.wait()
-    return [found or kernel.entry_point(arguments) for found, (kernel, arguments) in zip(ours, calls)]
-
-
-def compile_in_two_processes():
-    """Allow `entry_points` to fork: for programs of one thread, such as the command line at its start."""
-    global _in_two_processes
-    _in_two_processes = sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
-
-
-class _Helper:
-    """A forked process that compiles kernels; if it fails, they are compiled here."""
-
-    def __init__(self, calls):
-        self.calls, self.process = calls, None
-
-    def start(self):
-        global _compiled_by_helpers
-        with suppress(OSError):  # as many processes as there may be
-            self.process = os.fork()
-        if self.process == 0:
-            try:
-                for kernel, arguments in self.calls:
-                    kernel.entry_point(arguments)
-            finally:
-                # Nothing of what the parent has open is flushed, closed or reported here.
-                os._exit(0)
-        if self.process:
-            _compiled_by_helpers += len({(kernel.name, _kind(arguments)) for kernel, arguments in self.calls})
-
-    def wait(self):
-        if self.process:
-            os.waitpid(self.process, 0)
-
-
-def _start_helper():
-    global _before_first
-    start, _before_first = _before_first, None
-    if start is not None:
-        start()
-
-
-def _with_cache(compiled, function):
-    compiled._cache = cache_for(function, _start_helper)
-    return compiled
-
-
-def compilations():
-    """How many kernels this process and its helpers have compiled so far because they were not in the cache."""
-    return _compiled_by_helpers + sum(kernel.compilations for kernel in _kernels)
-
-
-def cache_folder():
-    """Folder where compiled kernels are kept; None where none can be written, or one was not kept for lack of space."""
-    folders = [kernel.cache_folder for kernel in _kernels]
-    return folders[0] if all(folders) else None
-
-
-_kernels: list = []
-_in_two_processes = False
-_before_first = None
-_compiled_by_helpers = 0
-
-_HALF = "convolve_to_planes", "convolve_to_stream"
-"""Kernels that take half of the time to compile, all their types together."""

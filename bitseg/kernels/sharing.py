@@ -10,7 +10,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .jit import kernel, part, routine
+from .jit import part, routine
+from .program import kernel
 
 Share = namedtuple("Share", "counters step height rows before")
 """How a step is shared out.

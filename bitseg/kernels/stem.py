@@ -7,7 +7,8 @@ import numpy as np
 from . import amx, dot, simd, tile, winograd
 from .bitplanes import clear_border
 from .convolution import LANES, MOST_PIXELS, find_centers, pack_stream, portion_size, scale
-from .jit import chosen_by_types, empty_aligned, kernel, part
+from .jit import chosen_by_types, empty_aligned, part
+from .program import kernel
 from .sharing import next_row, take_row
 
 SPARE = 6 * max(MOST_PIXELS, amx.ROWS) + amx.ROW_BYTES

@@ -7,7 +7,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from ..kernels.jit import CACHE_LINE, Program, empty_aligned
+from ..kernels.jit import CACHE_LINE, empty_aligned
+from ..kernels.program import Program
 from ..kernels.sharing import COUNTERS, Share, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 10_000

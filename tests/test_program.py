@@ -12,7 +12,7 @@ import pytest
 
 import bitseg
 from bitseg.kernels.bitplanes import Planes
-from bitseg.kernels.jit import Program, kernel, numba_type
+from bitseg.kernels.program import Program, kernel, numba_type
 from bitseg.kernels.sharing import Share
 
 PROGRAM = """
@@ -164,7 +164,7 @@ def test_a_kernel_cannot_be_called_by_another(tmp_path, cached):
         """
 import numba
 import numpy as np
-from bitseg.kernels.jit import kernel
+from bitseg.kernels.program import kernel
 
 @kernel
 def increase(numbers):
@@ -193,18 +193,18 @@ except Exception as error:
 
 FIRST_RUN = """
 import os, sys
-from bitseg.kernels import jit
+from bitseg.kernels import program
 from bitseg.segmenter import load
-jit.compile_in_two_processes()
-jit._in_two_processes = True  # however many processors there are
+program.compile_in_two_processes()
+program._in_two_processes = True  # however many processors there are
 if "lost" in sys.argv:
-    start = jit._Helper.start
+    start = program._Helper.start
     def start_and_lose(self):
         start(self)
         os.kill(self.process, 9)
-    jit._Helper.start = start_and_lose
+    program._Helper.start = start_and_lose
 load("voc7-w2a2", threads=1)
-print(jit.compilations())
+print(program.compilations())
 """
 
 
