@@ -36,7 +36,7 @@ Columns of results are made together with the next but one and the next but thre
 WINDOW = len(ROW_TAPS) * len(COLUMN_TAPS) * 3
 """Values that one of the sums reads: rows, then columns, then colours."""
 
-COLUMNS = 9 * dot.PIXELS
+COLUMNS = 6 * dot.PIXELS
 """Columns that are convolved at a time: a multiple of `SPAN`."""
 
 SPAN = 2 * TOGETHER
