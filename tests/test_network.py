@@ -11,6 +11,7 @@ from models import random_model
 from bitseg.images import read_image, resize
 from bitseg.kernels.program import kernel
 from bitseg.kernels.sharing import next_row, take_row
+from bitseg.network import operations as operations_module
 from bitseg.network import plan as plan_module
 from bitseg.network.graph import Network
 from bitseg.network.layout import unpack_bit_planes
@@ -124,43 +125,52 @@ def test_buffers_used_before_do_not_show_in_the_next_mask():
         assert np.array_equal(network.scores(image), plain.scores(image))
 
 
-def test_plans_are_kept_in_the_same_memory_which_grows_and_shrinks(monkeypatch):
+def test_the_latest_plans_are_kept_and_memory_which_grows_and_shrinks(monkeypatch):
     operations = Operations(1)
     network = Network(random_model(), operations)
 
     def run(*shapes):
-        """Shapes of the plans that are kept afterwards, and the memory they lie in."""
+        """Shapes for which there are plans afterwards, and the memory."""
         for number, shape in enumerate(shapes):
             network.scores(random_image(*shape, number))
         (workspace,) = operations._idle_workspaces
-        plans = list(workspace._plans.values())
-        assert all(np.shares_memory(plan.image, workspace._memory) for plan in plans)
-        return [plan.image.shape[:2] for plan in plans], workspace._memory
+        return [shape[:2] for _, shape in operations._plans], workspace.memory(0)
 
+    monkeypatch.setattr(operations_module, "KEPT_PLANS", 5)
     shapes = [(64, 32 * columns) for columns in range(5, 0, -1)]
     kept, memory = run(*shapes)
     assert kept == shapes and len(memory) > 64 * 160 * 3
-    monkeypatch.setattr(plan_module, "KEPT_PLANS", 5)
     kept, same_memory = run(shapes[0], (32, 32))  # one used again, which so is not the oldest, and a new one
     assert kept == [*shapes[2:], shapes[0], (32, 32)] and same_memory is memory
     kept, more_memory = run((96, 160))
-    assert kept == [(96, 160)] and len(more_memory) > len(memory)
+    assert kept == [*shapes[3:], shapes[0], (32, 32), (96, 160)] and len(more_memory) > len(memory)
     monkeypatch.setattr(plan_module, "KEPT_BYTES", len(more_memory) - 1)
-    kept, less_memory = run((64, 64))
-    assert kept == [(64, 64)] and len(less_memory) < len(memory)
+    assert len(run((32, 32))[1]) < len(memory)
+
+
+def test_one_plan_may_be_run_in_several_pieces_of_memory_at_once():
+    operations, plain = Operations(2), ReferenceOperations()
+    network, images = Network(random_model(), operations), [random_image(64, 96, seed) for seed in range(8)]
+    expected = [Network(random_model(), plain).scores(image) for image in images]
+    plan = operations.plan(network.compute_scores, images[0].shape)
+    with ThreadPoolExecutor(4) as pool:
+        memory = [np.full(plan.size + 64, 255, np.uint8) for _ in images]
+        memory = [bytes[-bytes.ctypes.data % 64 :] for bytes in memory]
+        runs = [pool.submit(plan.execute, image, operations._helpers(), place) for image, place in zip(images, memory)]
+        assert all(np.array_equal(run.result(), scores) for run, scores in zip(runs, expected))
 
 
 def test_as_many_pieces_of_memory_are_kept_as_were_needed_at_a_time():
     operations = Operations(1)
     network, image = Network(random_model(), operations), random_image(64, 64, 0)
     expected = network.scores(image)
-    together, execute = Barrier(3), operations.execute
+    together, execute = Barrier(3), operations._execute
 
     def wait_and_execute(*arguments):
         together.wait(60)
         return execute(*arguments)
 
-    operations.execute = wait_and_execute
+    operations._execute = wait_and_execute
     with ThreadPoolExecutor(3) as pool:
         assert all(np.array_equal(scores, expected) for scores in pool.map(network.scores, [image] * 6))
     assert len(operations._idle_workspaces) == 3
@@ -200,8 +210,10 @@ def test_a_forked_process_segments_too():
 def test_maps_that_are_not_needed_together_share_memory():
     maps = [np.zeros(size, np.uint8) for size in (100, 300, 200, 100, 50)]
     steps = [Step(str, (), (maps[i],), 1, 1, (maps[i + 1],)) for i in range(4)]
-    shared, image = with_shared_memory(steps, maps[0], empty_bytes)
-    assert 500 <= image.base.nbytes < 750
+    shared, placed = with_shared_memory(steps, maps[0], empty_bytes)
+    image, counters = placed.image, placed.counters
+    assert 500 <= len(placed.memory) - counters.nbytes < 750
+    assert not any(np.shares_memory(array, counters) for step in shared for array in (*step.inputs, *step.outputs))
     assert shared[0].inputs[0] is image and not np.shares_memory(image, shared[0].outputs[0])
     assert np.shares_memory(image, shared[1].outputs[0])
     first, second, third, fourth = (step.outputs[0] for step in shared)
@@ -218,12 +230,12 @@ def test_a_result_takes_the_place_of_what_it_updates_unless_that_is_needed_later
         Step(None, (), (b,), 1, 0, (c,), b),
         Step(None, (), (c, b), 1, 0, (d,), c),
     ]
-    shared, image = with_shared_memory(steps, image, empty_bytes)
+    shared, placed = with_shared_memory(steps, image, empty_bytes)
     first, second, third, fourth = (step.outputs[0] for step in shared)
     assert second is first and shared[1].inputs[0] is first
     assert not np.shares_memory(second, third)
     assert fourth is third and shared[3].inputs == (third, second)
-    assert 400 <= image.base.nbytes < 600
+    assert 400 <= len(placed.memory) - placed.counters.nbytes < 600
 
 
 @kernel
@@ -237,7 +249,7 @@ def take_all_rows(share):
 @pytest.mark.parametrize("nanoseconds", [0, 1e9])
 def test_threads_that_are_equally_fast_get_as_many_rows(height, nanoseconds):
     plan = Plan([Step(take_all_rows, (), (), height, nanoseconds, ())], 2)
-    (_, (share,)), _ = plan._program._calls
+    (_, (share,)), _ = plan._program._kept[1]
     parts = [min(share.rows, height - first) for first in range(0, height, share.rows)]
     if nanoseconds == 0:
         assert parts == [height]
@@ -248,7 +260,7 @@ def test_threads_that_are_equally_fast_get_as_many_rows(height, nanoseconds):
 @pytest.mark.parametrize("each_take, rows", [(0, 2), (1e6, 2), (1e7, 5), (1e9, 10)])
 def test_rows_are_taken_the_more_at_a_time_the_more_it_costs(each_take, rows):
     plan = Plan([Step(take_all_rows, (), (), 20, 1e9, (), each_take=each_take)], 2)
-    (_, (share,)), _ = plan._program._calls
+    (_, (share,)), _ = plan._program._kept[1]
     assert share.rows == rows
 
 

@@ -137,6 +137,19 @@ def test_a_program_runs_its_kernels_in_order_on_what_their_arguments_hold_by_the
     assert words[1][0] == 111 + 110 + 5 * (20 + 3)
 
 
+def test_a_program_finds_in_another_piece_of_memory_what_lay_in_the_first():
+    outside, first, second = np.full(3, 5), np.zeros(80, np.uint8), np.zeros(100, np.uint8)
+    bits = (np.ones(1),)
+    pixels = np.full((2, 2, 2), 3, np.uint8)
+    bound = Planes((outside, first[8:16].view(np.int64)), first, 1)
+    program = Program([(add, (bound, np.float32(1), pixels, bits, None))], first, (outside, pixels, bits))
+    for memory, value in ((first, 5), (second, 5), (second, 10)):
+        program.run(memory=memory)
+        assert memory[8] == value and np.count_nonzero(memory) == 1
+    program.run()
+    assert first[8] == 10 and outside.tolist() == [5] * 3
+
+
 @kernel
 def fill(result, size):
     result[:] = len(np.empty(size, np.uint8))

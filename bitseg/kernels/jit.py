@@ -45,21 +45,26 @@ def borrowed(typing_context, value):
     """
 
     def code(context, builder, signature, values):
-        return without_owner(context, builder, signature.args[0], values[0])
+        return change_arrays(context, builder, signature.args[0], values[0], remove_owner)
 
     return value(value), code
 
 
-def without_owner(context, builder, kind, value):
-    """`borrowed` for code generators: `value` of the Numba type `kind`."""
+def remove_owner(array):
+    """Let nobody own an array, of Numba's structure for them."""
+    array.meminfo = cgutils.get_null_value(array.meminfo.type)
+    array.parent = cgutils.get_null_value(array.parent.type)
+
+
+def change_arrays(context, builder, kind, value, change):
+    """A value of a Numba type, after a change of the structure of each array in it."""
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
-        array.meminfo = cgutils.get_null_value(array.meminfo.type)
-        array.parent = cgutils.get_null_value(array.parent.type)
+        change(array)
         return array._getvalue()
     if isinstance(kind, types.BaseTuple):
         items = zip(kind, cgutils.unpack_tuple(builder, value))
-        return context.make_tuple(builder, kind, [without_owner(context, builder, *item) for item in items])
+        return context.make_tuple(builder, kind, [change_arrays(context, builder, *item, change) for item in items])
     return value
 
 

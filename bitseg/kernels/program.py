@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from numba.np import numpy_support
 
 from .cache import cache_for, folder_of
-from .jit import OPTIONS, without_owner
+from .jit import OPTIONS, change_arrays, remove_owner
 
 
 def kernel(function):
@@ -74,24 +74,28 @@ class Program:
     Parameters
     ----------
     calls : list of (Kernel, tuple)
-        Kernels and their arguments, which this object keeps alive.
+        Kernels and their arguments, which this object keeps alive; arrays in `memory` it does not.
+    memory : ndarray of uint8, contiguous, or None
+        Where arrays lie that can be elsewhere when the kernels run, see `run`.
+    kept : object
+        What has to be kept alive of the arguments where there is a `memory`.
 
     Raises
     ------
     MemoryError
     """
 
-    def __init__(self, calls):
-        self._calls = calls
+    def __init__(self, calls, memory=None, kept=None):
         bound = [bind(arguments) for bind, (_, arguments) in zip(entry_points(calls), calls)]
-        self._memory = [memory for memory, _, _ in bound]
+        self._kept = [arguments for arguments, _, _ in bound], calls if memory is None else kept
         self._steps = np.array([addresses for _, *addresses in bound], np.int64)
         self._never = np.zeros(1, np.int64)
+        self._first, self._size = (0, 0) if memory is None else (memory.ctypes.data, len(memory))
 
     def __len__(self):
         return len(self._steps)
 
-    def run(self, first=0, end=None, stop=None):
+    def run(self, first=0, end=None, stop=None, memory=None):
         """Run the kernels from number `first` on, before number `end`. Several threads may do so at the same time.
 
         Parameters
@@ -99,6 +103,8 @@ class Program:
         first, end : int
         stop : ndarray of int64, shape (1,), or None
             No kernel begins any more once this is not 0.
+        memory : ndarray of uint8 or None
+            Arrays of the memory that was given at first are at the same place in this one.
 
         Raises
         ------
@@ -106,37 +112,39 @@ class Program:
             There is not enough for what a kernel needs while it runs.
         """
         end = len(self) if end is None else end
-        if not _runner()(self._steps, first, end, self._never if stop is None else stop):
+        stop = self._never if stop is None else stop
+        moved = 0 if memory is None else memory.ctypes.data - self._first
+        if not _runner()(self._steps, first, end, stop, self._first, self._size, moved):
             raise MemoryError("not enough memory for what a kernel needs while it runs")
 
 
 @cache
 def _runner():
     compiled = _with_cache(numba.njit(_run_steps, nogil=True, **OPTIONS), _run_steps)
-    return compiled.compile((types.int64[:, ::1], types.intp, types.intp, types.int64[::1]))
+    return compiled.compile((types.int64[:, ::1], types.intp, types.intp, types.int64[::1], *[types.intp] * 3))
 
 
-def _run_steps(steps, first, end, stop):
+def _run_steps(steps, first, end, stop, memory, size, moved):
     """Call native functions, each with the address in the second column; False at the first that fails."""
     for step in range(first, end):
         if stop[0]:
             return True
-        if _fails(steps[step, 0], steps[step, 1]):
+        if _fails(steps[step, 0], steps[step, 1], memory, size, moved):
             return False
     return True
 
 
-_BOUND = ir.FunctionType(ir.IntType(1), [cgutils.voidptr_t])
-"""A native function that takes the address of a kernel's arguments and says whether it failed."""
+_BOUND = ir.FunctionType(ir.IntType(1), [cgutils.intp_t] * 4)
+"""A native function that says whether it failed. It takes the address of a kernel's arguments; address and size of a
+piece of memory; and by how many bytes what lies there has moved."""
 
 
 @intrinsic
-def _fails(typing_context, function, memory):
+def _fails(typing_context, function, arguments, memory, size, moved):
     def code(context, builder, signature, values):
-        function = builder.inttoptr(values[0], _BOUND.as_pointer())
-        return builder.call(function, [builder.inttoptr(values[1], cgutils.voidptr_t)])
+        return builder.call(builder.inttoptr(values[0], _BOUND.as_pointer()), values[1:])
 
-    return types.boolean(function, memory), code
+    return types.boolean(function, arguments, memory, size, moved), code
 
 
 def _entry_point(function):
@@ -175,12 +183,24 @@ def _bound(context, builder, function, arguments):
     bound = ir.Function(builder.module, _BOUND, f"{builder.function.name}.bound")
     bound.linkage = "internal"
     inside = ir.IRBuilder(bound.append_basic_block())
-    place = inside.bitcast(bound.args[0], context.get_value_type(arguments).as_pointer())
-    values = cgutils.unpack_tuple(inside, without_owner(context, inside, arguments, inside.load(place, align=1)))
+    place, *move = bound.args
+    found = inside.load(inside.inttoptr(place, context.get_value_type(arguments).as_pointer()), align=1)
+    changed = change_arrays(context, inside, arguments, found, lambda array: _move(inside, array, *move))
+    values = cgutils.unpack_tuple(inside, changed)
     compiled = _into_library(context, function, arguments)
     status, _ = context.call_internal_no_propagate(inside, compiled, types.none(*arguments), values)
     inside.ret(status.is_error)
     return bound
+
+
+def _move(builder, array, memory, size, moved):
+    """An array of a kernel's arguments: without its owner, and moved where it lies in the memory."""
+    remove_owner(array)
+    address = builder.ptrtoint(array.data, cgutils.intp_t)
+    inside = builder.icmp_unsigned("<", builder.sub(address, memory), size)
+    data = builder.bitcast(array.data, cgutils.voidptr_t)
+    data = builder.gep(data, [builder.select(inside, moved, cgutils.intp_t(0))])
+    array.data = builder.bitcast(data, array.data.type)
 
 
 def _into_library(context, function, arguments):

@@ -29,6 +29,9 @@ from .layout import (
 )
 from .plan import Plan, Step, Workspace, empty_bytes, placeholder, with_shared_memory
 
+KEPT_PLANS = 32
+"""Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes."""
+
 Layer = namedtuple("Layer", "convolution filters steps bound")
 """A convolution, its weights laid out for a kernel, its `layout.sum_steps`, and its `layout.result_bound`."""
 
@@ -68,13 +71,13 @@ class Operations:
         check_kernel(kernel)
         self.threads, self.kernel = threads, kernel
         self._pool, self._pool_process = None, None
-        self._idle_workspaces = []
+        self._plans, self._idle_workspaces = {}, []
         self._planning = threading.local()
 
     def run(self, function, image):
         """``function(image)``, planned once for an image's shape.
 
-        Plans of the latest shapes are kept, in one piece of memory for each of the calls that were there at a time.
+        The latest `KEPT_PLANS` are kept, and as much memory as the calls needed that were there at the same time.
 
         Parameters
         ----------
@@ -86,20 +89,20 @@ class Operations:
         -------
         ndarray
         """
-        # Not under a lock, which a fork could find taken: a list loses and gains one element at once.
-        try:
-            workspace = self._idle_workspaces.pop()
-        except IndexError:
-            workspace = Workspace()
-        plan = workspace.plan((function, image.shape), lambda allocate: self.plan(function, image.shape, allocate))
-        result = self.execute(plan, image)
-        self._idle_workspaces.append(workspace)
-        return result
+        workspace = self._workspace()
+        # Not under a lock, which a fork could find taken: dicts and lists lose and gain one element at once.
+        key = function, image.shape
+        plan = self._plans.get(key) or self.plan(function, image.shape, workspace.memory)
+        self._plans.pop(key, None)
+        self._plans[key] = plan
+        for oldest in list(self._plans)[:-KEPT_PLANS]:
+            self._plans.pop(oldest, None)
+        return self._execute(plan, image, workspace)
 
     def plan(self, function, shape, allocate=empty_bytes):
         """The `plan.Plan` of ``function(image)`` for images of a shape; nothing is computed.
 
-        Its memory comes from `allocate`, see `plan.with_shared_memory`.
+        It is made with memory from `allocate`, see `plan.with_shared_memory`, but does not keep it.
         """
         image = placeholder(shape, np.uint8)
         self._planning.steps = steps = []
@@ -107,14 +110,24 @@ class Operations:
             function(image)
         finally:
             del self._planning.steps
-        steps, image = with_shared_memory(steps, image, allocate)
-        return Plan(steps, self.threads, image)
+        steps, placed = with_shared_memory(steps, image, allocate)
+        return Plan(steps, self.threads, placed)
 
     def execute(self, plan, image, times=None):
         """Run a plan on an image; a copy of its result. Arguments as for `plan.Plan.run`."""
-        plan.image[...] = image
-        plan.run(self._helpers(), times)
-        return plan.result[0].copy()
+        return self._execute(plan, image, self._workspace(), times)
+
+    def _execute(self, plan, image, workspace, times=None):
+        result = plan.execute(image, self._helpers(), workspace.memory(plan.size), times)
+        # Not after an error: a helper may still write to the memory.
+        self._idle_workspaces.append(workspace)
+        return result
+
+    def _workspace(self):
+        try:
+            return self._idle_workspaces.pop()
+        except IndexError:
+            return Workspace()
 
     @property
     def planned(self):

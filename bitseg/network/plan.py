@@ -23,11 +23,10 @@ TIMES_A_TAKE = 25
 STEPWISE_NANOSECONDS = 3e8
 """A longer run returns to Python after each step, where somebody may want to interrupt it."""
 
-KEPT_PLANS = 32
-"""Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes."""
+HUGE_PAGE = 2 * 2**20
 
 KEPT_BYTES = 64 * 2**20
-"""Memory that stays for plans of smaller images: a network takes 3 MB for 384x384."""
+"""Memory that stays after a larger image, for smaller ones: a network takes 3 MB for 384x384."""
 
 Step = namedtuple("Step", "kernel constants inputs height nanoseconds outputs updated each_take", defaults=[None, 0])
 """One call of a kernel: ``kernel(*constants, *inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work.
@@ -43,72 +42,101 @@ class Plan:
 
     Every thread goes through all of the steps: in each it takes rows until none is left, then waits for the others
     at the next one. None is needed: whoever does not come, because all processors are busy or because the process is
-    the child of a fork, leaves its rows to the others. A plan may be run by one caller at a time.
+    the child of a fork, leaves its rows to the others.
 
     Parameters
     ----------
     steps : list of Step
     threads : int
         Threads that the rows are divided for.
-    image : ndarray or None
-        Buffer for the input, which `steps` read; it is to be filled before each run.
+    placed : Placed or None
+        Where the steps read and write, if that may be another piece of memory in each run; several callers may then
+        run the plan at the same time. None: one at a time.
 
     Attributes
     ----------
-    image :
-        As given.
-    result : tuple
-        Outputs of the last step.
+    size : int
+        Bytes of memory that a run needs.
     most_helpers : int
         Threads beside the caller's that could find any work.
     """
 
-    def __init__(self, steps, threads, image=None):
-        self.image, self.result = image, steps[-1].outputs
-        self._counters = np.zeros((len(steps), COUNTERS), np.int64)
+    def __init__(self, steps, threads, placed=None):
+        counters = np.zeros((len(steps), COUNTERS), np.int64) if placed is None else placed.counters
         rows = [_rows_at_a_time(step, threads) for step in steps]
         heights = [0, *(step.height for step in steps)]
         calls = []
         for number, (step, taken, before) in enumerate(zip(steps, rows, heights)):
-            share = Share(self._counters, number, step.height, taken, before)
+            share = Share(counters, number, step.height, taken, before)
             calls.append((step.kernel, (*step.constants, *step.inputs, share, *step.outputs)))
-        calls.append((wait_for, (self._counters, len(steps) - 1, heights[-1])))
-        self._program = Program(calls)
+        calls.append((wait_for, (counters, len(steps) - 1, heights[-1])))
+        if placed is None:
+            self.size, self._program, self._counters = 0, Program(calls), counters
+        else:
+            memory = placed.memory
+            self.size, self._program = len(memory), Program(calls, memory, [step.constants for step in steps])
+            self._image, self._counters = _Place.of(placed.image, memory), _Place.of(counters, memory)
+            self._result = _Place.of(steps[-1].outputs[0], memory)
         self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
-        self._over = np.zeros(1, np.int64)
         self._stepwise = sum(step.nanoseconds for step in steps) > STEPWISE_NANOSECONDS
 
-    def run(self, pool, times=None):
+    def execute(self, image, pool, memory, times=None):
+        """Run all steps on an image, in `size` bytes of memory from the start of a cache line on; a copy of the result.
+
+        Other arguments as for `run`.
+        """
+        self._image.in_memory(memory)[...] = image
+        self.run(pool, memory, times)
+        return self._result.in_memory(memory).copy()
+
+    def run(self, pool, memory=None, times=None):
         """Run all steps, with the help of threads of a pool.
 
         Parameters
         ----------
         pool : concurrent.futures.Executor or None
             Needed where `most_helpers` is above 0.
+        memory : ndarray of uint8 or None
+            This run's, for steps that were placed in memory.
         times : list or None
             Receives the time, of `time.perf_counter`, at which no row was left in each step.
         """
-        self._counters[:] = 0
-        self._over[0] = False
-        helpers = [pool.submit(self._work) for _ in range(self.most_helpers)]
-        self._work(times)
-        self._over[0] = True
+        counters = self._counters if memory is None else self._counters.in_memory(memory)
+        run = _Run(memory, counters, np.zeros(1, np.int64))
+        counters[:] = 0
+        helpers = [pool.submit(self._work, run) for _ in range(self.most_helpers)]
+        self._work(run, times)
+        run.over[0] = True
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
 
-    def _work(self, times=None):
+    def _work(self, run, times=None):
         try:
             alone = len(self._program) - 1 if self._stepwise or times is not None else 0
             for step in range(alone):
-                self._program.run(step, step + 1, self._over)
+                self._program.run(step, step + 1, run.over, run.memory)
                 if times is not None:
                     times.append(time.perf_counter())
-            self._program.run(alone, stop=self._over)
+            self._program.run(alone, None, run.over, run.memory)
         except BaseException:
             # Nobody shall wait for the rows that this thread had taken: every step counts as finished.
-            self._counters[:] = np.iinfo(np.int64).max // 2
+            run.counters[:] = np.iinfo(np.int64).max // 2
             raise
+
+
+_Run = namedtuple("_Run", "memory counters over")
+
+
+class _Place(namedtuple("_Place", "shape dtype offset")):
+    """Where an array lies in a piece of memory."""
+
+    @classmethod
+    def of(cls, array, memory):
+        return cls(array.shape, array.dtype, array.ctypes.data - memory.ctypes.data)
+
+    def in_memory(self, memory):
+        return np.ndarray(self.shape, self.dtype, memory, self.offset)
 
 
 def _rows_at_a_time(step, threads):
@@ -129,31 +157,29 @@ def _rows_at_a_time(step, threads):
 
 
 def empty_bytes(size):
-    """Memory for a plan that has it to itself: from the beginning of a cache line on."""
-    return empty_aligned(size, np.uint8)
+    """Memory for a run, from the beginning of a cache line on, or, from 1 MB on, of a huge page.
+
+    Linux uses these where NumPy asks for them, from 4 MB on; a network then takes about 1 % less time.
+    """
+    if size < 2**20:
+        return empty_aligned(size, np.uint8)
+    memory = np.empty(max(size + HUGE_PAGE, 4 * 2**20), np.uint8)
+    first = -memory.ctypes.data % HUGE_PAGE
+    return memory[first : first + size]
 
 
 class Workspace:
-    """Memory that one run at a time has to itself, and the plans that lie in it.
+    """Memory that one run at a time has to itself.
 
-    All of them use the same memory, which so stays in the caches, whatever the size of the next image.
+    It is the same for all plans, and so stays in the caches, whatever the size of the next image.
     """
 
     def __init__(self):
-        self._memory, self._plans = empty_bytes(0), {}
+        self._memory = empty_bytes(0)
 
-    def plan(self, key, make):
-        """The plan of a key: one of the latest `KEPT_PLANS`, or ``make(allocate)``, see `with_shared_memory`."""
-        plan = self._plans.pop(key, None) or make(self._allocate)
-        if len(self._plans) == KEPT_PLANS:
-            del self._plans[next(iter(self._plans))]
-        self._plans[key] = plan
-        return plan
-
-    def _allocate(self, size):
+    def memory(self, size):
         """So many bytes at least. What has grown beyond `KEPT_BYTES` shrinks again."""
         if not size <= len(self._memory) <= max(size, KEPT_BYTES):
-            self._plans.clear()
             self._memory = empty_bytes(size)
         return self._memory
 
@@ -164,6 +190,10 @@ _NO_MEMORY = bytes(16)
 def placeholder(shape, dtype):
     """An array without memory, which `with_shared_memory` replaces; it can be read but means nothing."""
     return np.ndarray(shape, dtype, _NO_MEMORY, strides=(0,) * len(shape))
+
+
+Placed = namedtuple("Placed", "memory image counters")
+"""A piece of memory, and the image and a plan's counters in it."""
 
 
 def with_shared_memory(steps, image, allocate):
@@ -183,14 +213,14 @@ def with_shared_memory(steps, image, allocate):
     Returns
     -------
     list of Step
-    ndarray
-        The image's place.
+    Placed
     """
-    uses = {id(image): (image, 0)}
+    counters = placeholder((len(steps), COUNTERS), np.int64)
+    uses = {id(image): (image, 0), id(counters): (counters, 0)}
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
             uses.setdefault(id(array), (array, number))
-    last_use = {id(image): 0} | {
+    last_use = {id(image): 0, id(counters): len(steps)} | {
         id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
     }
     replaced = set()
@@ -213,7 +243,8 @@ def with_shared_memory(steps, image, allocate):
                 start = max(start, other.end)
         bisect.insort(placed, _Block(start, start + ends[-1], first, last))
         places.update((id(array), (array, start + place)) for array, place in zip(arrays, ends))
-    memory = allocate(max(block.end for block in placed))
+    size = max(block.end for block in placed)
+    memory = allocate(size)[:size]
     buffers = {key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()}
     for step in steps:
         if id(step.updated) in replaced:
@@ -222,7 +253,7 @@ def with_shared_memory(steps, image, allocate):
         step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
         for step in steps
     ]
-    return steps, buffers[id(image)]
+    return steps, Placed(memory, buffers[id(image)], buffers[id(counters)])
 
 
 _Block = namedtuple("_Block", "start end first last")
