@@ -76,3 +76,4 @@ def tiny_data(tmp_path_factory):
 def every_row_worth_a_thread(monkeypatch):
     """Share out even the smallest work, so that small tests show what threads do."""
     monkeypatch.setattr("bitseg.network.plan.NANOSECONDS_WORTH_A_THREAD", 1)
+    monkeypatch.setattr("bitseg.network.plan.NANOSECONDS_WORTH_A_HELPER", 0)

@@ -245,6 +245,13 @@ def take_all_rows(share):
         y = next_row(share, y)
 
 
+def test_a_thread_is_woken_only_where_it_is_worth_it(monkeypatch):
+    monkeypatch.undo()
+    step = Step(take_all_rows, (), (), 100, 1e5, ())
+    assert Plan([step], 2).most_helpers == 0
+    assert Plan([step] * 3, 2).most_helpers == 1
+
+
 @pytest.mark.parametrize("height", [1, 2, 5, 10, 20, 36, 96])
 @pytest.mark.parametrize("nanoseconds", [0, 1e9])
 def test_threads_that_are_equally_fast_get_as_many_rows(height, nanoseconds):

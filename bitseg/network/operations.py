@@ -226,7 +226,8 @@ class Operations:
         labels = np.empty(shape, np.uint8)
         rows = row_samples(shape[0], inside[0] / 4, scores.shape[1])
         columns = column_samples(shape[1], inside[1] / 4, scores.shape[2])
-        self._step(labels.size * len(scores), shape[0], decoder.label_rows, (rows, columns), (scores,), (labels,))
+        work = labels.size * len(scores) / 10
+        self._step(work, shape[0], decoder.label_rows, (rows, columns), (scores,), (labels,))
         return labels
 
     def _stream(self, features, layer, rounding, shortcut=None, block_input=None, projection=None):

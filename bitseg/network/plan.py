@@ -14,6 +14,9 @@ from ..kernels.sharing import COUNTERS, Share, wait_for
 NANOSECONDS_WORTH_A_THREAD = 10_000
 """Rows are taken by about this much work at a time: taking part in a step costs a thread a few microseconds."""
 
+NANOSECONDS_WORTH_A_HELPER = 200_000
+"""Less work than this is done before another thread has woken up: some 40 microseconds."""
+
 PARTS_OF_A_THREAD = 3
 """Into about so many parts for each thread is a step divided, so that a thread that is slower or late gets fewer."""
 
@@ -77,8 +80,11 @@ class Plan:
             self.size, self._program = len(memory), Program(calls, memory, [step.constants for step in steps])
             self._image, self._counters = _Place.of(placed.image, memory), _Place.of(counters, memory)
             self._result = _Place.of(steps[-1].outputs[0], memory)
+        work = sum(step.nanoseconds for step in steps)
         self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
-        self._stepwise = sum(step.nanoseconds for step in steps) > STEPWISE_NANOSECONDS
+        if work < NANOSECONDS_WORTH_A_HELPER:
+            self.most_helpers = 0
+        self._stepwise = work > STEPWISE_NANOSECONDS
 
     def execute(self, image, pool, memory, times=None):
         """Run all steps on an image, in `size` bytes of memory from the start of a cache line on; a copy of the result.
