@@ -52,7 +52,7 @@ def draw(axes, shown, family, size, threads):
         others = [time for name, _, time, same in shown if same == miou and name not in ("bitseg", engine)]
         faster = all(milliseconds < other for other in others)
         if engine == "bitseg":
-            x, y, side = -9, -11 if label.endswith("8-8") else 1, "right"
+            x, y, side = -9, -19 if label.endswith("8-8") else 1, "right"
         elif label.endswith("int8"):
             x, y, side = 0, -18 if faster else -32, "center"
         else:
