@@ -171,12 +171,12 @@ def _text(path):
 
 
 def _processors():
-    from .network.operations import Operations
+    from .network.operations import available_threads
 
     limit = cpu_limit()
     return {
         "present": os.cpu_count() or 1,
-        "usable": Operations().threads,
+        "usable": available_threads(),
         "limit": None if math.isinf(limit) else limit,
     }
 

@@ -83,6 +83,12 @@ def test_unusable_thread_count_is_refused(threads):
         Segmenter(random_model(), threads)
 
 
+def test_a_numba_that_does_not_compile_is_refused(monkeypatch):
+    monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+    with pytest.raises(BitsegError, match="NUMBA_DISABLE_JIT keeps Numba from compiling"):
+        bitseg.load(threads=1)
+
+
 def test_unknown_kernel_and_palette_are_refused():
     with pytest.raises(BitsegError, match="unknown kernel 'fast': choose"):
         Segmenter(random_model(), kernel="fast")

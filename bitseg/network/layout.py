@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+import numba
 import numpy as np
 
 from ..kernels import amx, bitplanes, dot, lookup, popcount, simd, tile, winograd
@@ -20,7 +21,9 @@ KERNELS = ("auto", "popcount", "lookup", "dot", "tile")
 
 
 def check_kernel(name):
-    """Refuse a kernel that is unknown or that this CPU cannot run, with a ValueError."""
+    """Refuse a kernel that is unknown or that cannot run here, with a ValueError."""
+    if numba.config.DISABLE_JIT:
+        raise ValueError("NUMBA_DISABLE_JIT keeps Numba from compiling, and kernels do not run without: unset it")
     if name not in KERNELS:
         raise ValueError(f"unknown kernel '{name}': choose one of {', '.join(KERNELS)}")
     if name == "lookup" and not simd.has_byte_shuffle():

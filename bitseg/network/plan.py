@@ -15,7 +15,7 @@ NANOSECONDS_WORTH_A_THREAD = 10_000
 """Rows are taken by about this much work at a time: taking part in a step costs a thread a few microseconds."""
 
 NANOSECONDS_WORTH_A_HELPER = 200_000
-"""Less work than this is done before another thread has woken up: some 40 microseconds."""
+"""With less work in all no other thread takes part: waking one takes some 40 microseconds."""
 
 PARTS_OF_A_THREAD = 3
 """Into about so many parts for each thread is a step divided, so that a thread that is slower or late gets fewer."""
