@@ -25,8 +25,8 @@ DotFilters = namedtuple("DotFilters", "weights zero most multiplier offset kerne
 
 weights : array of int8 or int16, shape (ceil(out / lanes), kernel, groups of a row, lanes, channels of a group)
     ``2 q - largest q`` of the codes q, or, where the type has no room for that, q less half of how many there are. The
-    groups of a row run over its pixels and their channels, padded with
-    0 up to a whole group: over each pixel's channels in a feature map, over all 3 * kernel values in the image.
+    groups of a row run over its pixels and their channels, padded with 0 up to a whole group: over each pixel's
+    channels in a feature map, over all 3 * kernel values in the image.
 zero : uint8 or int16
     0, of the type that the activation codes get.
 most : int

@@ -83,6 +83,7 @@ class Program:
     Raises
     ------
     MemoryError
+        There is not enough to put the arguments in.
     """
 
     def __init__(self, calls, memory=None, kept=None):
