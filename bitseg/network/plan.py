@@ -11,8 +11,8 @@ from ..kernels.jit import CACHE_LINE, empty_aligned
 from ..kernels.program import Program
 from ..kernels.sharing import COUNTERS, Share, wait_for
 
-NANOSECONDS_WORTH_A_THREAD = 10_000
-"""Rows are taken by about this much work at a time: taking part in a step costs a thread a few microseconds."""
+NANOSECONDS_WORTH_A_THREAD = 2_500
+"""Rows are taken by about this much work at a time: taking some costs a thread some tenths of a microsecond."""
 
 NANOSECONDS_WORTH_A_HELPER = 200_000
 """With less work in all no other thread takes part: waking one takes some 40 microseconds."""
