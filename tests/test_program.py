@@ -180,19 +180,19 @@ import numpy as np
 from bitseg.kernels.program import kernel
 
 @kernel
-def increase(numbers):
+def increased(numbers):
     numbers[0] += 1
 
 @numba.njit
-def increase_twice(numbers):
-    increase(numbers)
-    increase(numbers)
+def twice(numbers):
+    increased(numbers)
+    increased(numbers)
 
 numbers = np.ones(1, np.int64)
-increase(numbers)
+increased(numbers)
 print(numbers[0])
 try:
-    increase_twice(numbers)
+    twice(numbers)
 except Exception as error:
     print(error)
 """
@@ -200,7 +200,7 @@ except Exception as error:
     program = [sys.executable, "own.py"]
     outputs = [subprocess.run(program, cwd=tmp_path, capture_output=True, text=True) for _ in range(1 + cached)]
     assert outputs[-1].stdout.startswith("2\n"), outputs[-1].stderr
-    assert "Kernel" in outputs[-1].stdout
+    assert "increased is a kernel, called from Python alone" in outputs[-1].stdout
     assert ("compiling" in outputs[-1].stderr) is not cached
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.compiler import Flags, compile_internal
-from numba.extending import intrinsic
+from numba.extending import intrinsic, typeof_impl
 from numba.np import numpy_support
 
 from .cache import cache_for, folder_of
@@ -64,6 +64,12 @@ class Kernel:
     def cache_folder(self):
         """Folder where compiled code is kept, or None."""
         return folder_of(self._compiled._cache)
+
+
+@typeof_impl.register(Kernel)
+def _refuse(kernel, context):
+    """No type: other compiled functions cannot call it."""
+    raise ValueError(f"{kernel.name} is a kernel, called from Python alone: put what others need of it into a part")
 
 
 class Program:

@@ -114,7 +114,7 @@ def _factor(kind, d0, d1, d2, d3):
 
 @part
 def convolve_columns(image, filters, space, x0, x1, sums):
-    """Sums of columns x0 to x1, multiples of 4, of three rows: int32, shape (3, COLUMNS or more, out)."""
+    """Sums of three rows, columns x0 to x1, and on to a multiple of `SPAN` after x0: int32, shape (3, columns, out)."""
     _, windows, products = space
     bases, start = -(-(x1 - x0) // SPAN) * 2, np.zeros(1, np.intp)
     for product in range(PRODUCTS**2):

@@ -81,9 +81,8 @@ class Plan:
             self._image, self._counters = _Place.of(placed.image, memory), _Place.of(counters, memory)
             self._result = _Place.of(steps[-1].outputs[0], memory)
         work = sum(step.nanoseconds for step in steps)
-        self.most_helpers = min(threads, max(-(-step.height // taken) for step, taken in zip(steps, rows))) - 1
-        if work < NANOSECONDS_WORTH_A_HELPER:
-            self.most_helpers = 0
+        parts = max(-(-step.height // taken) for step, taken in zip(steps, rows))
+        self.most_helpers = min(threads, parts) - 1 if work >= NANOSECONDS_WORTH_A_HELPER else 0
         self._stepwise = work > STEPWISE_NANOSECONDS
 
     def execute(self, image, pool, memory, times=None):
