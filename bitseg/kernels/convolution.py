@@ -31,8 +31,8 @@ Rounding = namedtuple("Rounding", "largest steps activation_multiplier activatio
 
 largest : float32 or None
     Largest stream code, ``2**bits - 1``. None: 255, of real values that are below 2**31.
-steps : uint8, shape (2**bits - 1, 32), or None
-    An activation code is the number of steps that its stream code exceeds; the same in all columns.
+steps : int8, shape (2**bits - 1, 32), or None
+    128 less each: an activation code is the number of steps that its stream code exceeds; the same in all columns.
 activation_multiplier, activation_largest : float32
     From stream codes to activation codes; used where there are no steps.
 """

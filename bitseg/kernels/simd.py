@@ -168,11 +168,33 @@ def _binary(instruction):
 
 
 @intrinsic
-def quarter(typing_context, numbers):
-    """A quarter of numbers that are multiples of four."""
-    return numbers(numbers), lambda context, builder, signature, values: builder.ashr(
-        values[0], ir.Constant(values[0].type, [2] * values[0].type.count)
-    )
+def shift_left(typing_context, numbers, bits):
+    """``2**bits`` times each number; of a product too large for a lane its lowest bits."""
+
+    def code(context, builder, signature, values):
+        vector, bits = signature.args[0], builder.trunc(values[1], signature.args[0].element)
+        return builder.shl(values[0], _splat(builder, bits, vector))
+
+    return numbers(numbers, types.intp), code
+
+
+@intrinsic
+def exact_quotient(typing_context, numbers, odd, bits):
+    """``n / (odd * 2**bits)`` of multiples n of that, of which a lane of i32x16 needs to hold the lowest 32 bits only.
+
+    The quotients must fit in 32 - bits. Modulo 2**32 an odd number has an inverse.
+    """
+
+    def code(context, builder, signature, values):
+        numbers, odd, bits = values
+        odd = builder.trunc(odd, _INT32)
+        inverse = odd
+        for _ in range(4):  # Newton: each step doubles the 3 bits that are right at first
+            inverse = builder.mul(inverse, builder.sub(_INT32(2), builder.mul(odd, inverse)))
+        quotients = builder.mul(numbers, _splat(builder, inverse, i32x16))
+        return builder.ashr(quotients, _splat(builder, builder.trunc(bits, _INT32), i32x16))
+
+    return i32x16(i32x16, types.intp, types.intp), code
 
 
 add = _binary("add")
@@ -204,17 +226,27 @@ def signed_sums_to_f32x32(typing_context, array, offset, center, levels):
     """float32 of `load_signed_sums`, in the order of `lane_channels`."""
 
     def code(context, builder, signature, values):
-        value = _signed_sums(context, builder, signature, values[:3])
-        if value.type == i32x32.llvm:
-            return builder.sitofp(value, f32x32.llvm)
-        if levels == types.none or not _works_by_halves():
-            return builder.sitofp(builder.sext(value, i32x32.llvm), f32x32.llvm)
-        array, offset, center, _ = values
-        value = _signed_sums(context, builder, signature, (array, offset, builder.sub(center, _INT32(2**15))))
-        zero = ir.Constant(f32x32.llvm, [2.0**23 + 2.0**15] * 32)
-        return builder.fsub(_above_2_to_23(builder, value), zero)
+        array_type, _, _, levels = signature.args
+        if levels != types.none and array_type.dtype.bitwidth == 16 and _works_by_halves():
+            numbers = _signed_pairs(context, builder, array_type, *values[:3])
+        else:
+            numbers = _signed_sums(context, builder, signature, values[:3])
+            if numbers.type != i32x32.llvm:
+                numbers = builder.sext(numbers, i32x32.llvm)
+        return builder.sitofp(numbers, f32x32.llvm)
 
     return f32x32(array, types.intp, types.int32, levels), code
+
+
+def _signed_pairs(context, builder, array_type, array, offset, center):
+    """``2 * s - center`` of 32 sums of int16, as i32x32 with AVX2: products of pairs (s, 1) and (2, -center)."""
+    sums = _load_unaligned(builder, _pointer(context, builder, array_type, array, offset, s16x32), s16x32)
+    ones, i32x8 = ir.Constant(s16x16.llvm, [1] * 16), Vector("i32", _INT32, 8)
+    pair = builder.sub(_INT32(2), builder.shl(center, _INT32(16)))
+    factors = builder.bitcast(_splat(builder, pair, i32x8), s16x16.llvm)
+    halves = (_lanes(builder, sums, range(start, start + 16)) for start in (0, 16))
+    pairs = [numbers for half in halves for numbers in _interleave(builder, half, ones)]
+    return _concatenate(builder, [x86(builder, "avx2.pmadd.wd", i32x8.llvm, numbers, factors) for numbers in pairs])
 
 
 @intrinsic
@@ -306,16 +338,12 @@ def _round_and_saturate_512(builder, value):
     return _lanes(builder, codes, lanes)
 
 
-def _above_2_to_23(builder, value):
-    """``2**23`` plus u8x32 or 32 unsigned 16-bit numbers, as float32 with AVX2: these are its lowest bits."""
-    if value.type == u8x32.llvm:
-        codes = _interleave(builder, value, ir.Constant(u8x32.llvm, [0] * 32))
-        halves = [builder.bitcast(half, u16x16.llvm) for half in codes]
-    else:
-        halves = [_lanes(builder, value, range(start, start + 16)) for start in (0, 16)]
+def _above_2_to_23(builder, codes):
+    """``2**23`` plus codes (u8x32), as float32 with AVX2: they are its lowest bits."""
+    words = _interleave(builder, codes, ir.Constant(u8x32.llvm, [0] * 32))
     high_bits = ir.Constant(u16x16.llvm, [0x4B00] * 16)
-    floats = [builder.bitcast(v, f32x8.llvm) for half in halves for v in _interleave(builder, half, high_bits)]
-    return _concatenate(builder, floats)
+    pairs = [pair for half in words for pair in _interleave(builder, builder.bitcast(half, u16x16.llvm), high_bits)]
+    return _concatenate(builder, [builder.bitcast(pair, f32x8.llvm) for pair in pairs])
 
 
 def _interleave(builder, a, b):
@@ -457,20 +485,21 @@ def store_steps(typing_context, arrays, half, values, steps, channel):
     """Write codes found by comparison: bit j of 32 codes as half a word to array j of a tuple of uint64 arrays.
 
     A code is the number of steps that its value exceeds. `values` is a vector of 32 lanes, `steps` an array of shape
-    (2**bits - 1, channels) and the same type, ascending, compared from column `channel` on. Returns the sum of the
-    codes.
+    (2**bits - 1, channels), ascending, compared from column `channel` on: of the same type, or, for u8x32, int8 with
+    128 subtracted, because x86 compares bytes with a sign. Returns the sum of the codes.
     """
 
     def code(context, builder, signature, args):
         arrays_type, _, vector, steps_type, _ = signature.args
         arrays, half, values, steps, channel = args
-        exceeds = builder.icmp_unsigned if vector == u8x32 else builder.icmp_signed
+        if vector == u8x32:
+            values = builder.xor(values, ir.Constant(u8x32.llvm, [128] * 32))
         columns = cgutils.unpack_tuple(builder, context.make_array(steps_type)(context, builder, steps).shape)[1]
         words = [None] * len(arrays_type)
         for code in range(1, 2 ** len(words)):
             place = builder.add(builder.mul(columns, columns.type(code - 1)), channel)
             step = _load_unaligned(builder, _pointer(context, builder, steps_type, steps, place, vector), vector)
-            exceeded = exceeds(">", values, step)
+            exceeded = builder.icmp_signed(">", values, step)
             # Counting up, bit j changes wherever 2**j divides the code.
             for j in range(len(words)):
                 if code % 2**j == 0:

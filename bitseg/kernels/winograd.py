@@ -1,17 +1,18 @@
 """Winograd's minimal filtering of the stem: a 7x7 convolution of stride 2, three rows and three columns of it together.
 
-Three results ``y0 = d0 g0 + d1 g1``, ``y1 = d1 g0 + d2 g1`` and ``y2 = d2 g0 + d3 g1`` of a filter with two taps cost
-four products instead of six::
+A filter of stride 2 is the sum of two of stride 1, one on the even and one on the odd values, of four taps each: an
+eighth is 0. Three neighbouring results of four taps, ``y[k] = sum(d[k + t] g[t])``, read six values, and cost six
+products instead of twelve::
 
-    m0 = (d0 - d2) 2 g0,  m1 = (d1 + d2) (g0 + g1),  m2 = (d1 - d2) (g0 - g1),  m3 = (d3 - d1) 2 g1
-    2 y0 = m0 + m1 - m2,  2 y1 = m1 + m2,  2 y2 = m1 - m2 + m3
+    24 y = A ((G g) * (B d))
 
-A longer filter, here of eight taps whose last is 0, is a sum of such pairs of taps, which add up to the same four
-products. With rows and columns alike nine results cost 16 sums of 4 * 4 * 3 products, where the stem itself has nine
-of 7 * 7 * 3: 0.58 times as many. All are integers: nothing is rounded. Sums of four values and of four weights need 16
-bits, so this is for CPUs that cannot multiply 8 bits any faster.
+``B``, in `_factors`, and ``G``, `FILTER_FACTORS`, are values of polynomials at 0, 1, -1, 2, -2 and infinity; ``A`` is
+in `_results`. With rows and columns alike nine results cost 36 sums of 2 * 2 * 3 products, fewer where the eighth tap
+is, where the stem itself has nine of 7 * 7 * 3: together 0.28 times as many. All are integers, and nothing is rounded:
+what ``B`` makes of an image and ``G`` of weights fits in 16 bits. Sums may leave 32 bits, but each result is found again
+from their lowest 32 (`simd.exact_quotient`). This is for CPUs that cannot multiply 8 bits any faster than 16.
 
-Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), section 4.1, F(3, 2).
+Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), section 4, F(3, 4).
 """
 
 from collections import namedtuple
@@ -19,152 +20,208 @@ from collections import namedtuple
 import numpy as np
 
 from . import dot, simd
-from .jit import part
+from .jit import part, routine
 
 TOGETHER = 3
-"""Rows of results that are made together: neighbours, so that the taps of a pair are two rows of the image apart."""
+"""Rows, and columns, of results that are made together."""
 
-PRODUCTS = 4
-"""What these need, of each pair of taps."""
+FILTER_FACTORS = np.array(
+    [[6, 0, 0, 0], [-1, -1, -1, -1], [-1, 1, -1, 1], [1, 2, 4, 8], [1, -2, 4, -8], [0, 0, 0, 3]], np.int16
+)
+"""``G``: what is multiplied of a filter's four taps. ``A`` has the rest of the factors that make all of it integers."""
 
-ROW_TAPS, COLUMN_TAPS = (0, 1, 4, 5), (0, 1, 2, 3)
-"""The first taps of the pairs; the second ones lie 2 rows, or 4 columns, further.
+PRODUCTS, TAPS = FILTER_FACTORS.shape
+"""Products, and taps, of a row or column."""
 
-Columns of results are made together with the next but one and the next but three, so that first taps are neighbours.
-"""
+WINDOW = 2 * 2 * 3
+"""Values that one of the sums reads: even and odd rows, then columns, then colours."""
 
-WINDOW = len(ROW_TAPS) * len(COLUMN_TAPS) * 3
-"""Values that one of the sums reads: rows, then columns, then colours."""
+ZERO_TAP = PRODUCTS - 1
+"""The product that is of the last tap alone, which is 0 of odd rows and of odd columns: these it leaves out."""
 
-COLUMNS = 6 * dot.PIXELS
-"""Columns that are convolved at a time: a multiple of `SPAN`."""
+GROUPS = np.full((PRODUCTS, PRODUCTS), WINDOW // 2)
+"""Pairs of values that each of the sums multiplies, the first ones of its window."""
+GROUPS[ZERO_TAP] = GROUPS[:, ZERO_TAP] = WINDOW // 4
+GROUPS[ZERO_TAP, ZERO_TAP] = -(-WINDOW // 8)
 
-SPAN = 2 * TOGETHER
-"""Columns in which two groups of those that are made together lie."""
+COLUMNS = 2 * dot.PIXELS * TOGETHER
+"""Columns that are convolved at a time."""
 
-WinogradFilters = namedtuple("WinogradFilters", "weights zero most multiplier offset kernel levels stride padding")
+WinogradFilters = namedtuple("WinogradFilters", "weights zero multiplier offset kernel levels stride padding")
 """Weights of the stem: those of `dot.DotFilters`, but for
 
-weights : array of int16, shape (PRODUCTS**2, ceil(out / lanes), 1, WINDOW / 2, lanes, 2)
+weights : array of int16, shape (ceil(out / lanes), PRODUCTS**2, WINDOW / 2, lanes, 2)
     Of each of the sums, in the order of `spread`, as `dot.DotFilters` has them.
 """
 
 
 def spread(weights):
-    """What the sums multiply with, from stored weights (out, 7, 7, 3): int16, shape (PRODUCTS**2, out, WINDOW)."""
+    """What the sums multiply with, from stored weights (out, 7, 7, 3): int16, shape (PRODUCTS**2, out, WINDOW).
+
+    Weights up to 145 have no factor that leaves 16 bits.
+    """
     weights = np.pad(weights.astype(np.int16), ((0, 0), (0, 1), (0, 1), (0, 0)))
-    rows = _each_product(weights.take(ROW_TAPS, 1), weights.take(np.add(ROW_TAPS, 2), 1))
-    columns = _each_product(rows.take(COLUMN_TAPS, 3), rows.take(np.add(COLUMN_TAPS, 4), 3))
-    return columns.swapaxes(0, 1).reshape(PRODUCTS**2, len(weights), WINDOW)
-
-
-def _each_product(g0, g1):
-    return np.stack([2 * g0, g0 + g1, g0 - g1, 2 * g1])
+    taps = weights.reshape(len(weights), TAPS, 2, TAPS, 2, 3)
+    factors = np.einsum("mt,ns,otpsqc->mnopqc", FILTER_FACTORS, FILTER_FACTORS, taps)
+    factors = factors.reshape(PRODUCTS, PRODUCTS, len(weights), WINDOW)
+    even_columns = np.arange(WINDOW).reshape(2, 2, 3)[:, 0].reshape(-1)
+    factors[:, ZERO_TAP, :, : WINDOW // 2] = factors[:, ZERO_TAP].take(even_columns, -1)
+    return factors.reshape(PRODUCTS**2, len(weights), WINDOW)
 
 
 @part
 def workspace(image, filters):
-    """What `begin_rows` makes of the image, the windows of one sum, and all sums, of `COLUMNS` columns."""
-    bases = COLUMNS // TOGETHER
-    # Windows of columns past the last are read, too.
-    rows = np.zeros((PRODUCTS * len(ROW_TAPS), image.values.shape[1] + 6 * (SPAN + 4)), np.int16)
-    windows = np.zeros((bases + dot.PIXELS) * WINDOW, np.int16)
-    products = np.empty((PRODUCTS**2, bases + dot.PIXELS - 1, filters.multiplier.size), np.int32)
-    return rows, windows, products
+    """Memory of one call: `_factors` of rows, of their columns as well, the products of a few, and results of rows."""
+    # Windows of columns past the last are read, too, and nothing in them may be larger than an image's values.
+    width = image.values.shape[1] + 6 * (COLUMNS + dot.PIXELS * TOGETHER)
+    rows = np.zeros((PRODUCTS, 2, width), np.int16)
+    windows = np.zeros((PRODUCTS**2, (COLUMNS // TOGETHER + 2) * WINDOW), np.int16)
+    products = np.empty((PRODUCTS, dot.PIXELS, dot.LANES), np.int32)
+    return rows, windows, products, np.empty((PRODUCTS, TOGETHER, dot.PIXELS, dot.LANES), np.int32)
 
 
 @part
 def begin_rows(image, filters, space, y):
-    """Make of the image what the rows of the result from `y` on multiply: `_factor` of each kind."""
-    rows, _, _ = space
+    """Make of the image what the rows of the result from `y` on multiply: `_factors` of its even and its odd rows."""
+    rows = space[0]
     width = image.values.shape[1]
-    for pair in range(4):
-        top = 2 * y + ROW_TAPS[pair]
-        first, second = _start_of_row(image, top), _start_of_row(image, top + 2)
-        third, fourth = _start_of_row(image, top + 4), _start_of_row(image, top + 6)
+    for odd in range(2):
+        top = 2 * y + odd
         for start in range(0, width, 16):
-            # Nothing past the last value: it could be too large for the sums of the columns that are cancelled again.
+            # Nothing past the last value.
             x = min(start, width - 16)
-            d0, d1 = simd.load_s16x16(image.values, first + x), simd.load_s16x16(image.values, second + x)
-            d2, d3 = simd.load_s16x16(image.values, third + x), simd.load_s16x16(image.values, fourth + x)
-            place = pair * rows.shape[1] + x
-            simd.store(rows, place, _factor(0, d0, d1, d2, d3))
-            simd.store(rows, place + 4 * rows.shape[1], _factor(1, d0, d1, d2, d3))
-            simd.store(rows, place + 8 * rows.shape[1], _factor(2, d0, d1, d2, d3))
-            simd.store(rows, place + 12 * rows.shape[1], _factor(3, d0, d1, d2, d3))
+            d0, d1 = _load_row(image, top, x), _load_row(image, top + 2, x)
+            d2, d3 = _load_row(image, top + 4, x), _load_row(image, top + 6, x)
+            d4, d5 = _load_row(image, top + 8, x), _load_row(image, top + 10, x)
+            f0, f1, f2, f3, f4, f5 = _factors(d0, d1, d2, d3, d4, d5)
+            place, kind = odd * rows.shape[2] + x, 2 * rows.shape[2]
+            simd.store(rows, place, f0)
+            simd.store(rows, place + kind, f1)
+            simd.store(rows, place + 2 * kind, f2)
+            simd.store(rows, place + 3 * kind, f3)
+            simd.store(rows, place + 4 * kind, f4)
+            simd.store(rows, place + 5 * kind, f5)
 
 
 @part
-def _start_of_row(image, row):
-    """Where a row begins; the last one instead of those past it, of which no result counts."""
-    return min(row, image.values.shape[0] - 1) * image.values.shape[1]
+def _load_row(image, row, x):
+    """16 values of a row; of the last one instead of those past it, of which no result counts."""
+    return simd.load_s16x16(image.values, min(row, image.values.shape[0] - 1) * image.values.shape[1] + x)
 
 
 @part
-def _factor(kind, d0, d1, d2, d3):
-    """What the product of a kind multiplies, of four values that lie two rows or four columns apart."""
-    if kind == 0:
-        return simd.subtract(d0, d2)
-    if kind == 1:
-        return simd.add(d1, d2)
-    if kind == 2:
-        return simd.subtract(d1, d2)
-    return simd.subtract(d3, d1)
+def _factors(d0, d1, d2, d3, d4, d5):
+    """``B d``: what is multiplied of six values in a row or column, at most 8 times as large."""
+    even, odd = simd.subtract(d4, simd.shift_left(d2, 2)), simd.subtract(d3, simd.shift_left(d1, 2))
+    outer, inner = simd.subtract(d4, d2), simd.subtract(d3, d1)
+    twice = simd.add(inner, inner)
+    first = simd.add(simd.shift_left(simd.subtract(d0, d2), 2), outer)
+    last = simd.subtract(simd.subtract(d5, d3), simd.shift_left(inner, 2))
+    near, far = (simd.add(even, odd), simd.subtract(even, odd)), (simd.add(outer, twice), simd.subtract(outer, twice))
+    return first, *near, *far, last
 
 
 @part
 def convolve_columns(image, filters, space, x0, x1, sums):
-    """Sums of three rows, columns x0 to x1, and on to a multiple of `SPAN` after x0: int32, shape (3, columns, out)."""
-    _, windows, products = space
-    bases, start = -(-(x1 - x0) // SPAN) * 2, np.zeros(1, np.intp)
-    for product in range(PRODUCTS**2):
-        _gather(space, product // PRODUCTS, product % PRODUCTS, x0, bases)
-        dot.multiply_rows(windows, start, WINDOW, filters.weights[product], filters.most, 0, bases, products[product])
+    """Sums of three rows, columns x0 to x1, and on to a multiple of three after x0: int32, shape (3, columns, out)."""
+    rows, windows, products, results = space
+    bases = -(-(x1 - x0) // TOGETHER)
+    _gather(rows, windows, x0, bases)
+    _multiply(windows, filters.weights, bases, products, results, sums)
+
+
+@part
+def _gather(rows, windows, x0, bases):
+    """The windows of each of the sums side by side, of `WINDOW` values each."""
+    kind = windows.shape[1]
+    for product in range(PRODUCTS):
+        for base in range(bases):
+            for odd in range(1 if product == ZERO_TAP else 2):
+                # Six values count, in the end three; the others are overwritten by what comes next.
+                first = (2 * product + odd) * rows.shape[2] + 6 * (x0 + base * TOGETHER)
+                d0, d1 = simd.load_s16x16(rows, first), simd.load_s16x16(rows, first + 6)
+                d2, d3 = simd.load_s16x16(rows, first + 12), simd.load_s16x16(rows, first + 18)
+                d4, d5 = simd.load_s16x16(rows, first + 24), simd.load_s16x16(rows, first + 30)
+                f0, f1, f2, f3, f4, f5 = _factors(d0, d1, d2, d3, d4, d5)
+                place = product * PRODUCTS * kind + base * WINDOW
+                simd.store(windows, place + 6 * odd, f0)
+                simd.store(windows, place + 6 * odd + kind, f1)
+                simd.store(windows, place + 6 * odd + 2 * kind, f2)
+                simd.store(windows, place + 6 * odd + 3 * kind, f3)
+                simd.store(windows, place + 6 * odd + 4 * kind, f4)
+                simd.store(windows, place + 3 * odd + 5 * kind, f5)
+
+
+@routine
+def _multiply(windows, weights, bases, products, results, sums):
+    """Sums, as of `convolve_columns`, of so many windows of each kind."""
     channels = sums.shape[2]
-    kind, row = products.shape[1] * channels, sums.shape[1] * channels
-    for base in range(bases):
-        for c in range(0, channels, 16):
-            place, left = base * channels + c, (base // 2 * SPAN + base % 2) * channels + c
-            above0, here0, below0 = _rows_of(products, place, PRODUCTS * kind)
-            above1, here1, below1 = _rows_of(products, place + kind, PRODUCTS * kind)
-            above2, here2, below2 = _rows_of(products, place + 2 * kind, PRODUCTS * kind)
-            above3, here3, below3 = _rows_of(products, place + 3 * kind, PRODUCTS * kind)
-            _store_columns(sums, left, 2 * channels, above0, above1, above2, above3)
-            _store_columns(sums, left + row, 2 * channels, here0, here1, here2, here3)
-            _store_columns(sums, left + 2 * row, 2 * channels, below0, below1, below2, below3)
+    size, pixel = weights.shape[2] * dot.LANES * 2, dot.LANES
+    for block in range(weights.shape[0]):
+        for base in range(0, bases, dot.PIXELS):
+            for row in range(PRODUCTS):
+                for column in range(PRODUCTS):
+                    kind = row * PRODUCTS + column
+                    position = (block * PRODUCTS**2 + kind) * size
+                    first = kind * windows.shape[1] + base * WINDOW
+                    weight, none = simd.load_weights(weights, position), simd.zero_dots(weights)
+                    position += dot.LANES * 2
+                    dots0 = simd.add_dot_products(none, windows, first, weight)
+                    dots1 = simd.add_dot_products(none, windows, first + WINDOW, weight)
+                    dots2 = simd.add_dot_products(none, windows, first + 2 * WINDOW, weight)
+                    dots3 = simd.add_dot_products(none, windows, first + 3 * WINDOW, weight)
+                    dots4 = simd.add_dot_products(none, windows, first + 4 * WINDOW, weight)
+                    dots5 = simd.add_dot_products(none, windows, first + 5 * WINDOW, weight)
+                    # Of a number that it knows LLVM would do all products first, and then have no registers for them.
+                    for value in range(first + 2, first + 2 * GROUPS[row, column], 2):
+                        simd.not_unrolled(weights)
+                        weight = simd.load_weights(weights, position)
+                        position += dot.LANES * 2
+                        dots0 = simd.add_dot_products(dots0, windows, value, weight)
+                        dots1 = simd.add_dot_products(dots1, windows, value + WINDOW, weight)
+                        dots2 = simd.add_dot_products(dots2, windows, value + 2 * WINDOW, weight)
+                        dots3 = simd.add_dot_products(dots3, windows, value + 3 * WINDOW, weight)
+                        dots4 = simd.add_dot_products(dots4, windows, value + 4 * WINDOW, weight)
+                        dots5 = simd.add_dot_products(dots5, windows, value + 5 * WINDOW, weight)
+                    place = column * dot.PIXELS * pixel
+                    simd.store(products, place, dots0)
+                    simd.store(products, place + pixel, dots1)
+                    simd.store(products, place + 2 * pixel, dots2)
+                    simd.store(products, place + 3 * pixel, dots3)
+                    simd.store(products, place + 4 * pixel, dots4)
+                    simd.store(products, place + 5 * pixel, dots5)
+                for lane in range(0, dot.PIXELS * pixel, 16):
+                    left, middle, right = _results(products, lane, dot.PIXELS * pixel)
+                    place = row * TOGETHER * dot.PIXELS * pixel + lane
+                    simd.store(results, place, left)
+                    simd.store(results, place + dot.PIXELS * pixel, middle)
+                    simd.store(results, place + 2 * dot.PIXELS * pixel, right)
+            for each in range(min(dot.PIXELS, bases - base)):
+                for lane in range(0, pixel, 16):
+                    place = (base + each) * TOGETHER * channels + block * pixel + lane
+                    lane += each * pixel
+                    _store_sums(results, lane, sums, place, 0)
+                    _store_sums(results, lane + dot.PIXELS * pixel, sums, place + channels, 1)
+                    _store_sums(results, lane + 2 * dot.PIXELS * pixel, sums, place + 2 * channels, 2)
 
 
 @part
-def _results(m0, m1, m2, m3):
-    """Twice the three results of four products."""
-    difference = simd.subtract(m1, m2)
-    return simd.add(m0, difference), simd.add(m1, m2), simd.add(difference, m3)
+def _results(products, place, step):
+    """``A m`` of six products, `step` apart, with no factor that all have: 24, 12 and 6 times the three results."""
+    m1, m2 = simd.load_i32x16(products, place + step), simd.load_i32x16(products, place + 2 * step)
+    m3, m4 = simd.load_i32x16(products, place + 3 * step), simd.load_i32x16(products, place + 4 * step)
+    m0, m5 = simd.load_i32x16(products, place), simd.load_i32x16(products, place + 5 * step)
+    near, far = simd.add(m1, m2), simd.add(m3, m4)
+    first = simd.add(simd.add(m0, simd.shift_left(near, 2)), far)
+    second = simd.add(simd.shift_left(simd.subtract(m1, m2), 1), simd.subtract(m3, m4))
+    return first, second, simd.add(simd.add(near, far), simd.shift_left(m5, 1))
 
 
 @part
-def _rows_of(products, place, step):
-    """`_results` of products that lie `step` apart."""
-    m0, m1 = simd.load_i32x16(products, place), simd.load_i32x16(products, place + step)
-    return _results(m0, m1, simd.load_i32x16(products, place + 2 * step), simd.load_i32x16(products, place + 3 * step))
-
-
-@part
-def _store_columns(sums, place, step, m0, m1, m2, m3):
-    """`_results` of rows' results, of which each is twice what it should be, too, `step` apart."""
-    left, middle, right = _results(m0, m1, m2, m3)
-    simd.store(sums, place, simd.quarter(left))
-    simd.store(sums, place + step, simd.quarter(middle))
-    simd.store(sums, place + 2 * step, simd.quarter(right))
-
-
-@part
-def _gather(space, row_kind, column_kind, x0, bases):
-    """The windows of one of the sums side by side, each of `WINDOW` values."""
-    rows, windows, _ = space
-    for base in range(bases):
-        for pair in range(4):
-            # Twelve values count, four more are overwritten by what comes next.
-            place = (4 * row_kind + pair) * rows.shape[1] + 6 * (x0 + base // 2 * SPAN + base % 2)
-            d0, d1 = simd.load_s16x16(rows, place), simd.load_s16x16(rows, place + 12)
-            d2, d3 = simd.load_s16x16(rows, place + 24), simd.load_s16x16(rows, place + 36)
-            simd.store(windows, base * WINDOW + pair * 12, _factor(column_kind, d0, d1, d2, d3))
+def _store_sums(results, place, sums, position, column):
+    """The results of rows in one of three columns: what they are a multiple of is 9 times a power of two."""
+    first, second, third = _results(results, place, TOGETHER * dot.PIXELS * dot.LANES)
+    row = sums.shape[1] * sums.shape[2]
+    simd.store(sums, position, simd.exact_quotient(first, 9, 6 - column))
+    simd.store(sums, position + row, simd.exact_quotient(second, 9, 5 - column))
+    simd.store(sums, position + 2 * row, simd.exact_quotient(third, 9, 4 - column))

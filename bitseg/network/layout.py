@@ -205,7 +205,7 @@ def stream_rounding(stream_bits, activation_bits, activation_multiplier):
     if activation_bits <= bitplanes.MOST_BITS_BY_STEPS:
         activations = round_to_code(np.arange(256).astype(np.float32) * activation_multiplier, activation_bits)
         before = np.searchsorted(activations, np.arange(1, 2**activation_bits)) - 1
-        steps = np.repeat(before.astype(np.uint8)[:, None], LANES, 1)
+        steps = np.repeat((before - 128).astype(np.int8)[:, None], LANES, 1)
     largest, activation_largest = np.float32(2**stream_bits - 1), np.float32(2**activation_bits - 1)
     return Rounding(largest, steps, activation_multiplier, activation_largest)
 
@@ -312,9 +312,19 @@ def stem_filters(convolution, weights, kernel="auto"):
         return _tile_filters(convolution, weights, codes)
     if kernel == "dot":
         return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
-    stored, fields = _dot_weights(convolution, weights, codes)
-    vectors = np.stack([_dot_vectors(window[:, None]) for window in winograd.spread(stored)])
-    return winograd.WinogradFilters(vectors, most=np.iinfo(np.int32).max, **fields)
+    return _winograd_filters(convolution, weights, codes)
+
+
+def _winograd_filters(convolution, weights, codes):
+    """`kernels.winograd.WinogradFilters` of weight codes (out, kernel, kernel, 3)."""
+    multiplier, offset, kernel, largest, stride, padding = _filter_fields(convolution, weights)
+    excess = (largest + 1) // 2
+    spread = winograd.spread(codes.astype(np.int16) - excess)
+    vectors = spread.reshape(len(spread), -1, dot.LANES, winograd.WINDOW // 2, 2).transpose(1, 0, 3, 2, 4)
+    levels = np.int32(largest - 2 * excess)
+    return winograd.WinogradFilters(
+        np.ascontiguousarray(vectors), np.int16(0), multiplier, offset, kernel, levels, stride, padding
+    )
 
 
 def _dot_filters(convolution, weights, rows):
