@@ -9,8 +9,8 @@ products instead of twelve::
 ``B``, in `_factors`, and ``G``, `FILTER_FACTORS`, are values of polynomials at 0, 1, -1, 2, -2 and infinity; ``A`` is
 in `_results`. With rows and columns alike nine results cost 36 sums of 2 * 2 * 3 products, fewer where the eighth tap
 is, where the stem itself has nine of 7 * 7 * 3: together 0.28 times as many. All are integers, and nothing is rounded:
-what ``B`` makes of an image and ``G`` of weights fits in 16 bits. Sums may leave 32 bits, but each result is found again
-from their lowest 32 (`simd.exact_quotient`). This is for CPUs that cannot multiply 8 bits any faster than 16.
+what ``B`` makes of an image and ``G`` of weights fits in 16 bits. Sums may leave 32 bits, but each result is found
+again from their lowest 32 (`simd.exact_quotient`). This is for CPUs that cannot multiply 8 bits any faster than 16.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), section 4, F(3, 4).
 """
