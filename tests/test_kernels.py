@@ -1,6 +1,9 @@
 """Every kernel equals its NumPy twin bit for bit."""
 
 import functools
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +13,7 @@ from llvmlite import ir
 from numba import njit
 
 from bitseg.architecture import Convolution
-from bitseg.kernels import amx, dot, simd
+from bitseg.kernels import amx, dot, simd, winograd
 from bitseg.model_file import LayerWeights, StreamScales
 from bitseg.network import reference
 from bitseg.network.layout import pack_bit_planes, select_kernel, stem_filters, unpack_bit_planes
@@ -256,12 +259,13 @@ def test_results_far_beyond_the_largest_code_equal_numpy(generator, factor):
     assert np.array_equal(*results)
 
 
+STEM_KERNELS = [pytest.param("winograd", marks=needs_wide_products), "dot", pytest.param("tile", marks=needs_tiles)]
+
+
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (32, 160)])
 @pytest.mark.parametrize("out_channels", [16, 64, 70])
-@pytest.mark.parametrize(
-    "kernel", [pytest.param("winograd", marks=needs_wide_products), "dot", pytest.param("tile", marks=needs_tiles)]
-)
+@pytest.mark.parametrize("kernel", STEM_KERNELS)
 def test_the_stem_equals_numpy(monkeypatch, generator, size, out_channels, threads, kernel):
     def with_spare(shape, dtype, spare):
         size = np.prod(shape)
@@ -280,6 +284,40 @@ def test_the_stem_equals_numpy(monkeypatch, generator, size, out_channels, threa
     (stream, planes), (expected_stream, expected) = results
     assert np.array_equal(stream[:, :, :out_channels], expected_stream)
     assert np.array_equal(unpack_bit_planes(planes, out_channels), expected)
+
+
+@pytest.mark.parametrize("kernel", STEM_KERNELS)
+def test_the_stem_equals_numpy_where_values_and_weights_are_largest(monkeypatch, generator, kernel):
+    monkeypatch.setattr("bitseg.network.operations.stem_filters", functools.partial(stem_filters, kernel=kernel))
+    image = 255 * generator.integers(0, 2, (64, 64, 3), dtype=np.uint8)
+    convolution, weights, _ = random_layer(generator, (64, 64, 3, 64, 7, 2), 8, 8, 8)
+    # Of all signs that Winograd's sums give to taps and to values some filters and places have just these.
+    signs = np.sign(winograd.FILTER_FACTORS.repeat(2, 1))[:, :7]
+    codes = 255 * generator.integers(0, 2, weights.codes.shape, dtype=np.uint8)
+    codes[:36] = 255 * (np.einsum("my,nx->mnyx", signs, signs).reshape(36, 7, 7, 1) > 0)
+    weights = replace(weights, codes=codes)
+    scales = StreamScales(np.float32(0), np.float32(0.02))
+    streams = []
+    for operations in (Operations(1), ReferenceOperations()):
+        layer, rounding = operations.prepare_stem(convolution, weights), operations.prepare_rounding(8, 2, scales)
+        streams.append(operations.stem(image, layer, (123, 117, 104), rounding)[0])
+    assert np.array_equal(*streams)
+
+
+@pytest.mark.skipif(not simd.has_byte_shuffle(), reason="needs a CPU with AVX2")
+@pytest.mark.skipif(not simd.has_byte_dot_product(), reason="on this CPU all tests are of AVX2 alone, or of AVX-512")
+def test_what_is_done_with_avx2_alone_equals_numpy():
+    variables = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+    chosen = "(values_and_weights and winograd) or (end_of_a_block and 1-8-2)"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", chosen, __file__]
+    result = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0 and "4 passed" in result.stdout, result.stdout
+
+
+def test_winograds_factors_of_8_bit_weights_fit_in_16_bits():
+    most = np.abs(winograd.FILTER_FACTORS).sum(1).max() ** 2
+    assert most * 2**7 <= np.iinfo(np.int16).max
+    assert np.abs(winograd.spread(np.full((1, 7, 7, 3), -(2**7)))).max() <= most * 2**7
 
 
 @pytest.mark.parametrize("threads", THREADS)

@@ -31,6 +31,7 @@ from bitseg.presets import PRESETS, preset_model
 
 if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).parent.parent))
+from tools import avx2_only
 from tools.onnx_network import build_onnx
 
 PHOTO = Path(__file__).parent.parent / "examples" / "astronaut.jpg"
@@ -197,7 +198,8 @@ def time_engines(engines, image, rounds, wakes=False, warm_up=2):
 
 def peak_memory_mb(name, width, height, threads, folder):
     """Memory that an engine needs to load the network and run it once, above its idle process, MB."""
-    command = [sys.executable, "-m", "tools.compare_engines", "--model", str(Path(folder) / MODEL_FILE)]
+    launcher = ["-m", "tools.avx2_only"] if avx2_only.is_on() else []
+    command = [sys.executable, *launcher, __file__, "--model", str(Path(folder) / MODEL_FILE)]
     command += ["--size", f"{width}x{height}", "--threads", str(threads), "--memory-of", name]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
@@ -238,7 +240,10 @@ def _cpu():
     lines = {key.strip(): value.strip() for key, value in lines.items()}
     wanted = ("avx2", "fma", "avx512", "avx_vnni", "amx")
     features = [flag for flag in lines.get("flags", "").split() if flag.startswith(wanted)]
-    return {"name": lines.get("model name", platform.processor()), "features": features, "cores": os.cpu_count()}
+    name = lines.get("model name", platform.processor())
+    if avx2_only.is_on():
+        name, features = f"{name}, AVX2 only", [flag for flag in features if flag in ("avx2", "fma")]
+    return {"name": name, "features": features, "cores": os.cpu_count()}
 
 
 def _parse_size(context, parameter, value):
