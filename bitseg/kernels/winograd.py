@@ -64,6 +64,7 @@ def spread(weights):
     taps = weights.reshape(len(weights), TAPS, 2, TAPS, 2, 3)
     factors = np.einsum("mt,ns,otpsqc->mnopqc", FILTER_FACTORS, FILTER_FACTORS, taps)
     factors = factors.reshape(PRODUCTS, PRODUCTS, len(weights), WINDOW)
+    # First those of even columns where no others count.
     even_columns = np.arange(WINDOW).reshape(2, 2, 3)[:, 0].reshape(-1)
     factors[:, ZERO_TAP, :, : WINDOW // 2] = factors[:, ZERO_TAP].take(even_columns, -1)
     return factors.reshape(PRODUCTS**2, len(weights), WINDOW)
@@ -155,54 +156,59 @@ def _gather(rows, windows, x0, bases):
 @routine
 def _multiply(windows, weights, bases, products, results, sums):
     """Sums, as of `convolve_columns`, of so many windows of each kind."""
-    channels = sums.shape[2]
-    size, pixel = weights.shape[2] * dot.LANES * 2, dot.LANES
+    channels, lanes = sums.shape[2], dot.PIXELS * dot.LANES
     for block in range(weights.shape[0]):
         for base in range(0, bases, dot.PIXELS):
             for row in range(PRODUCTS):
                 for column in range(PRODUCTS):
                     kind = row * PRODUCTS + column
-                    position = (block * PRODUCTS**2 + kind) * size
+                    position = (block * PRODUCTS**2 + kind) * weights.shape[2] * dot.LANES * 2
                     first = kind * windows.shape[1] + base * WINDOW
-                    weight, none = simd.load_weights(weights, position), simd.zero_dots(weights)
-                    position += dot.LANES * 2
-                    dots0 = simd.add_dot_products(none, windows, first, weight)
-                    dots1 = simd.add_dot_products(none, windows, first + WINDOW, weight)
-                    dots2 = simd.add_dot_products(none, windows, first + 2 * WINDOW, weight)
-                    dots3 = simd.add_dot_products(none, windows, first + 3 * WINDOW, weight)
-                    dots4 = simd.add_dot_products(none, windows, first + 4 * WINDOW, weight)
-                    dots5 = simd.add_dot_products(none, windows, first + 5 * WINDOW, weight)
-                    # Of a number that it knows LLVM would do all products first, and then have no registers for them.
-                    for value in range(first + 2, first + 2 * GROUPS[row, column], 2):
-                        simd.not_unrolled(weights)
-                        weight = simd.load_weights(weights, position)
-                        position += dot.LANES * 2
-                        dots0 = simd.add_dot_products(dots0, windows, value, weight)
-                        dots1 = simd.add_dot_products(dots1, windows, value + WINDOW, weight)
-                        dots2 = simd.add_dot_products(dots2, windows, value + 2 * WINDOW, weight)
-                        dots3 = simd.add_dot_products(dots3, windows, value + 3 * WINDOW, weight)
-                        dots4 = simd.add_dot_products(dots4, windows, value + 4 * WINDOW, weight)
-                        dots5 = simd.add_dot_products(dots5, windows, value + 5 * WINDOW, weight)
-                    place = column * dot.PIXELS * pixel
-                    simd.store(products, place, dots0)
-                    simd.store(products, place + pixel, dots1)
-                    simd.store(products, place + 2 * pixel, dots2)
-                    simd.store(products, place + 3 * pixel, dots3)
-                    simd.store(products, place + 4 * pixel, dots4)
-                    simd.store(products, place + 5 * pixel, dots5)
-                for lane in range(0, dot.PIXELS * pixel, 16):
-                    left, middle, right = _results(products, lane, dot.PIXELS * pixel)
-                    place = row * TOGETHER * dot.PIXELS * pixel + lane
+                    _store_products(windows, first, weights, position, GROUPS[row, column], products, column * lanes)
+                for lane in range(0, lanes, 16):
+                    left, middle, right = _results(products, lane, lanes)
+                    place = row * TOGETHER * lanes + lane
                     simd.store(results, place, left)
-                    simd.store(results, place + dot.PIXELS * pixel, middle)
-                    simd.store(results, place + 2 * dot.PIXELS * pixel, right)
+                    simd.store(results, place + lanes, middle)
+                    simd.store(results, place + 2 * lanes, right)
             for each in range(min(dot.PIXELS, bases - base)):
-                for lane in range(0, pixel, 16):
-                    place = (base + each) * TOGETHER * channels + block * pixel + lane
-                    lane += each * pixel
-                    _store_sums(results, lane, sums, place, 0)
-                    _store_sums(results, lane + dot.PIXELS * pixel, sums, place + channels, 1)
-                    _store_sums(results, lane + 2 * dot.PIXELS * pixel, sums, place + 2 * channels, 2)
+                for lane in range(0, dot.LANES, 16):
+                    place, found = (
+                        (base + each) * TOGETHER * channels + block * dot.LANES + lane,
+                        each * dot.LANES + lane,
+                    )
+                    _store_sums(results, found, sums, place, 0)
+                    _store_sums(results, found + lanes, sums, place + channels, 1)
+                    _store_sums(results, found + 2 * lanes, sums, place + 2 * channels, 2)
+
+
+@part
+def _store_products(windows, first, weights, position, groups, products, place):
+    """Sums of so many pairs of values of the windows of `dot.PIXELS` pixels, from `first` on, times weights."""
+    weight, none = simd.load_weights(weights, position), simd.zero_dots(weights)
+    dots0 = simd.add_dot_products(none, windows, first, weight)
+    dots1 = simd.add_dot_products(none, windows, first + WINDOW, weight)
+    dots2 = simd.add_dot_products(none, windows, first + 2 * WINDOW, weight)
+    dots3 = simd.add_dot_products(none, windows, first + 3 * WINDOW, weight)
+    dots4 = simd.add_dot_products(none, windows, first + 4 * WINDOW, weight)
+    dots5 = simd.add_dot_products(none, windows, first + 5 * WINDOW, weight)
+    # If it knew how many there are LLVM would do all products first, and then have no registers for them.
+    for value in range(first + 2, first + 2 * groups, 2):
+        simd.not_unrolled(weights)
+        position += dot.LANES * 2
+        weight = simd.load_weights(weights, position)
+        dots0 = simd.add_dot_products(dots0, windows, value, weight)
+        dots1 = simd.add_dot_products(dots1, windows, value + WINDOW, weight)
+        dots2 = simd.add_dot_products(dots2, windows, value + 2 * WINDOW, weight)
+        dots3 = simd.add_dot_products(dots3, windows, value + 3 * WINDOW, weight)
+        dots4 = simd.add_dot_products(dots4, windows, value + 4 * WINDOW, weight)
+        dots5 = simd.add_dot_products(dots5, windows, value + 5 * WINDOW, weight)
+    simd.store(products, place, dots0)
+    simd.store(products, place + dot.LANES, dots1)
+    simd.store(products, place + 2 * dot.LANES, dots2)
+    simd.store(products, place + 3 * dot.LANES, dots3)
+    simd.store(products, place + 4 * dot.LANES, dots4)
+    simd.store(products, place + 5 * dot.LANES, dots5)
 
 
 @part
