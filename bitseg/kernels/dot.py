@@ -17,7 +17,7 @@ from .jit import part, routine
 LANES = simd.dot_lanes()
 """Output channels computed side by side."""
 
-PIXELS = 6
+PIXELS = simd.DOT_PIXELS
 """Pixels computed together, which share what is loaded of the weights."""
 
 DotFilters = namedtuple("DotFilters", "weights zero most multiplier offset kernel levels stride padding")
@@ -104,10 +104,7 @@ def multiply_rows(codes, starts, step, weights, most, x0, x1, sums):
     for x in range(x0, x1, PIXELS):
         position = 0
         for block in range(blocks):
-            sum0 = simd.zero_sums(weights)
-            sum1, sum2, sum3, sum4, sum5 = sum0, sum0, sum0, sum0, sum0
-            dots0 = simd.zero_dots(weights)
-            dots1, dots2, dots3, dots4, dots5 = dots0, dots0, dots0, dots0, dots0
+            totals, dots = simd.zero_sums(weights), simd.zero_dots(weights)
             room = most
             for row in range(kernel_size):
                 start, done = starts[row] + x * step, 0
@@ -117,32 +114,10 @@ def multiply_rows(codes, starts, step, weights, most, x0, x1, sums):
                         simd.not_unrolled(weights)
                         weight = simd.load_weights(weights, position)
                         position += LANES * group
-                        dots0 = simd.add_dot_products(dots0, codes, code, weight)
-                        dots1 = simd.add_dot_products(dots1, codes, code + step, weight)
-                        dots2 = simd.add_dot_products(dots2, codes, code + 2 * step, weight)
-                        dots3 = simd.add_dot_products(dots3, codes, code + 3 * step, weight)
-                        dots4 = simd.add_dot_products(dots4, codes, code + 4 * step, weight)
-                        dots5 = simd.add_dot_products(dots5, codes, code + 5 * step, weight)
+                        dots = simd.add_dot_products(dots, codes, code, step, weight)
                     room -= until - done
                     done = until
                     if simd.dots_may_overflow(weights) and room == 0:
-                        sum0, sum1, sum2 = (
-                            simd.add_dots(sum0, dots0),
-                            simd.add_dots(sum1, dots1),
-                            simd.add_dots(sum2, dots2),
-                        )
-                        sum3, sum4, sum5 = (
-                            simd.add_dots(sum3, dots3),
-                            simd.add_dots(sum4, dots4),
-                            simd.add_dots(sum5, dots5),
-                        )
-                        dots0 = simd.zero_dots(weights)
-                        dots1, dots2, dots3, dots4, dots5 = dots0, dots0, dots0, dots0, dots0
+                        totals, dots = simd.add_dots(totals, dots), simd.zero_dots(weights)
                         room = most
-            o = (x - x0) * out + block * LANES
-            simd.store(sums, o, simd.add_dots(sum0, dots0))
-            simd.store(sums, o + out, simd.add_dots(sum1, dots1))
-            simd.store(sums, o + 2 * out, simd.add_dots(sum2, dots2))
-            simd.store(sums, o + 3 * out, simd.add_dots(sum3, dots3))
-            simd.store(sums, o + 4 * out, simd.add_dots(sum4, dots4))
-            simd.store(sums, o + 5 * out, simd.add_dots(sum5, dots5))
+            simd.store_each(sums, (x - x0) * out + block * LANES, out, simd.add_dots(totals, dots))

@@ -748,64 +748,98 @@ def dots_may_overflow(typing_context, weights):
     return types.boolean(weights), code
 
 
+DOT_PIXELS = 6
+"""Pixels whose dot products are added up with what is loaded of the weights."""
+
+
 def _zeros(vector_of):
     @intrinsic
     def zeros(typing_context, weights):
         vector = vector_of(weights)
 
         def code(context, builder, signature, values):
-            return ir.Constant(vector.llvm, [0] * vector.lanes)
+            zero = ir.Constant(vector.llvm, [0] * vector.lanes)
+            return context.make_tuple(builder, signature.return_type, [zero] * DOT_PIXELS)
 
-        return vector(weights), code
+        return types.UniTuple(vector, DOT_PIXELS)(weights), code
 
     return zeros
 
 
-# Zero sums, and zero dot products, of a channel in each lane with weights of an array's type.
+# Zero sums, and zero dot products, of each pixel: a channel in each lane, with weights of an array's type.
 zero_sums = _zeros(lambda weights: _sums_vector())
 zero_dots = _zeros(lambda weights: s16x32 if adds_pairs_of_bytes(weights.dtype.bitwidth) else _sums_vector())
 
 
 @intrinsic
 def add_dots(typing_context, sums, dots):
-    """Add dot products, see `zero_dots`, to sums."""
+    """Add dot products of each pixel, see `zero_dots`, to its sums."""
 
     def code(context, builder, signature, values):
-        sums, products = values
-        if signature.args[1] == s16x32:
-            products = _multiply_pairs(builder, products, ir.Constant(s16x32.llvm, [1] * 32))
-        return builder.add(sums, products)
+        totals = []
+        for total, products in zip(*(cgutils.unpack_tuple(builder, value) for value in values)):
+            if signature.args[1].dtype == s16x32:
+                products = _multiply_pairs(builder, products, ir.Constant(s16x32.llvm, [1] * 32))
+            totals.append(builder.add(total, products))
+        return context.make_tuple(builder, signature.return_type, totals)
 
     return sums(sums, dots), code
 
 
 @intrinsic
-def add_dot_products(typing_context, dots, codes, position, weights):
+def add_dot_products(typing_context, dots, codes, position, step, weights):
     """Add to each lane the dot product of 32 bits of codes, the same for all, with as many weights of its own.
 
     dots : see `zero_dots`
+    position, step : int
+        Where the codes of the first pixel are, and how much further those of each next.
     weights : see `load_weights`; bytes for codes of uint8, 16-bit numbers for codes of int16.
     """
 
     def code(context, builder, signature, values):
-        dots_type, codes_type, _, weights_type = signature.args
-        dots, codes, position, weights = values
+        dots_type, codes_type = signature.args[:2]
+        dots, codes, position, step, weights = values
         data = context.make_array(codes_type)(context, builder, codes).data
-        word = builder.load(builder.bitcast(builder.gep(data, [position]), _INT32.as_pointer()))
-        word.align = 1
-        codes = _splat(builder, word, _sums_vector())
-        if dots_type == s16x32:
-            codes = builder.bitcast(codes, weights_type.llvm)
-            products = _by_halves(builder, "avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 16), codes, weights)
-        elif has_byte_dot_product():
-            words = builder.bitcast(weights, codes.type)
-            half = ir.VectorType(_INT32, dot_lanes() // 2)
-            return _by_halves(builder, f"avx512.vpdpbusd.{half.count * 32}", half, dots, codes, words)
-        else:
-            products = _multiply_pairs(builder, builder.bitcast(codes, weights_type.llvm), weights)
-        return builder.add(dots, products)
+        totals = []
+        for total in cgutils.unpack_tuple(builder, dots):
+            word = builder.load(builder.bitcast(builder.gep(data, [position]), _INT32.as_pointer()))
+            word.align = 1
+            totals.append(
+                _add_dot_product(builder, total, _splat(builder, word, _sums_vector()), weights, dots_type.dtype)
+            )
+            position = builder.add(position, step)
+        return context.make_tuple(builder, signature.return_type, totals)
 
-    return dots(dots, codes, types.intp, weights), code
+    return dots(dots, codes, types.intp, types.intp, weights), code
+
+
+def _add_dot_product(builder, dots, codes, weights, vector):
+    """A vector of dot products, and of one pixel's codes with weights added to it."""
+    if vector == s16x32:
+        codes = builder.bitcast(codes, weights.type)
+        products = _by_halves(builder, "avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 16), codes, weights)
+    elif has_byte_dot_product():
+        words = builder.bitcast(weights, codes.type)
+        half = ir.VectorType(_INT32, dot_lanes() // 2)
+        return _by_halves(builder, f"avx512.vpdpbusd.{half.count * 32}", half, dots, codes, words)
+    else:
+        products = _multiply_pairs(builder, builder.bitcast(codes, weights.type), weights)
+    return builder.add(dots, products)
+
+
+@intrinsic
+def store_each(typing_context, array, offset, step, vectors):
+    """Write each vector of a tuple to consecutive elements of an array: the first from `offset` on, and so on."""
+
+    def code(context, builder, signature, values):
+        array, offset, step, vectors = values
+        for vector in cgutils.unpack_tuple(builder, vectors):
+            pointer = _pointer(context, builder, signature.args[0], array, offset, signature.args[3].dtype)
+            builder.store(vector, pointer).align = 1
+            offset = builder.add(offset, step)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vectors), code
 
 
 def _multiply_pairs(builder, a, b):

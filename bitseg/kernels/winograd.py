@@ -185,30 +185,13 @@ def _multiply(windows, weights, bases, products, results, sums):
 @part
 def _store_products(windows, first, weights, position, groups, products, place):
     """Sums of so many pairs of values of the windows of `dot.PIXELS` pixels, from `first` on, times weights."""
-    weight, none = simd.load_weights(weights, position), simd.zero_dots(weights)
-    dots0 = simd.add_dot_products(none, windows, first, weight)
-    dots1 = simd.add_dot_products(none, windows, first + WINDOW, weight)
-    dots2 = simd.add_dot_products(none, windows, first + 2 * WINDOW, weight)
-    dots3 = simd.add_dot_products(none, windows, first + 3 * WINDOW, weight)
-    dots4 = simd.add_dot_products(none, windows, first + 4 * WINDOW, weight)
-    dots5 = simd.add_dot_products(none, windows, first + 5 * WINDOW, weight)
+    dots = simd.add_dot_products(simd.zero_dots(weights), windows, first, WINDOW, simd.load_weights(weights, position))
     # If it knew how many there are LLVM would do all products first, and then have no registers for them.
     for value in range(first + 2, first + 2 * groups, 2):
         simd.not_unrolled(weights)
         position += dot.LANES * 2
-        weight = simd.load_weights(weights, position)
-        dots0 = simd.add_dot_products(dots0, windows, value, weight)
-        dots1 = simd.add_dot_products(dots1, windows, value + WINDOW, weight)
-        dots2 = simd.add_dot_products(dots2, windows, value + 2 * WINDOW, weight)
-        dots3 = simd.add_dot_products(dots3, windows, value + 3 * WINDOW, weight)
-        dots4 = simd.add_dot_products(dots4, windows, value + 4 * WINDOW, weight)
-        dots5 = simd.add_dot_products(dots5, windows, value + 5 * WINDOW, weight)
-    simd.store(products, place, dots0)
-    simd.store(products, place + dot.LANES, dots1)
-    simd.store(products, place + 2 * dot.LANES, dots2)
-    simd.store(products, place + 3 * dot.LANES, dots3)
-    simd.store(products, place + 4 * dot.LANES, dots4)
-    simd.store(products, place + 5 * dot.LANES, dots5)
+        dots = simd.add_dot_products(dots, windows, value, WINDOW, simd.load_weights(weights, position))
+    simd.store_each(products, place, dot.LANES, dots)
 
 
 @part
