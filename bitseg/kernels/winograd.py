@@ -22,6 +22,9 @@ import numpy as np
 from . import dot, simd
 from .jit import part, routine
 
+TYPES = np.int16, np.int16, False
+"""Of values and weights, see `dot.types`: of ``2 q - largest q`` some of what is multiplied would need 17 bits."""
+
 TOGETHER = 3
 """Rows, and columns, of results that are made together."""
 
@@ -51,23 +54,23 @@ WinogradFilters = namedtuple("WinogradFilters", "weights zero multiplier offset 
 """Weights of the stem: those of `dot.DotFilters`, but for
 
 weights : array of int16, shape (ceil(out / lanes), PRODUCTS**2, WINDOW / 2, lanes, 2)
-    Of each of the sums, in the order of `spread`, as `dot.DotFilters` has them.
+    As `dot.DotFilters` has them, with the sums of `spread` in place of a window's rows.
 """
 
 
 def spread(weights):
-    """What the sums multiply with, from stored weights (out, 7, 7, 3): int16, shape (PRODUCTS**2, out, WINDOW).
+    """What the sums multiply with, from stored weights (out, 7, 7, 3): int16, shape (out, PRODUCTS**2, WINDOW).
 
     Weights up to 145 have no factor that leaves 16 bits.
     """
     weights = np.pad(weights.astype(np.int16), ((0, 0), (0, 1), (0, 1), (0, 0)))
     taps = weights.reshape(len(weights), TAPS, 2, TAPS, 2, 3)
-    factors = np.einsum("mt,ns,otpsqc->mnopqc", FILTER_FACTORS, FILTER_FACTORS, taps)
-    factors = factors.reshape(PRODUCTS, PRODUCTS, len(weights), WINDOW)
+    factors = np.einsum("mt,ns,otpsqc->omnpqc", FILTER_FACTORS, FILTER_FACTORS, taps)
+    factors = factors.reshape(len(weights), PRODUCTS, PRODUCTS, WINDOW)
     # First those of even columns where no others count.
     even_columns = np.arange(WINDOW).reshape(2, 2, 3)[:, 0].reshape(-1)
-    factors[:, ZERO_TAP, :, : WINDOW // 2] = factors[:, ZERO_TAP].take(even_columns, -1)
-    return factors.reshape(PRODUCTS**2, len(weights), WINDOW)
+    factors[:, :, ZERO_TAP, : WINDOW // 2] = factors[:, :, ZERO_TAP].take(even_columns, -1)
+    return factors.reshape(len(weights), PRODUCTS**2, WINDOW)
 
 
 @part
@@ -94,14 +97,7 @@ def begin_rows(image, filters, space, y):
             d0, d1 = _load_row(image, top, x), _load_row(image, top + 2, x)
             d2, d3 = _load_row(image, top + 4, x), _load_row(image, top + 6, x)
             d4, d5 = _load_row(image, top + 8, x), _load_row(image, top + 10, x)
-            f0, f1, f2, f3, f4, f5 = _factors(d0, d1, d2, d3, d4, d5)
-            place, kind = odd * rows.shape[2] + x, 2 * rows.shape[2]
-            simd.store(rows, place, f0)
-            simd.store(rows, place + kind, f1)
-            simd.store(rows, place + 2 * kind, f2)
-            simd.store(rows, place + 3 * kind, f3)
-            simd.store(rows, place + 4 * kind, f4)
-            simd.store(rows, place + 5 * kind, f5)
+            simd.store_each(rows, odd * rows.shape[2] + x, 2 * rows.shape[2], _factors(d0, d1, d2, d3, d4, d5))
 
 
 @part
@@ -143,14 +139,10 @@ def _gather(rows, windows, x0, bases):
                 d0, d1 = simd.load_s16x16(rows, first), simd.load_s16x16(rows, first + 6)
                 d2, d3 = simd.load_s16x16(rows, first + 12), simd.load_s16x16(rows, first + 18)
                 d4, d5 = simd.load_s16x16(rows, first + 24), simd.load_s16x16(rows, first + 30)
-                f0, f1, f2, f3, f4, f5 = _factors(d0, d1, d2, d3, d4, d5)
+                factors = _factors(d0, d1, d2, d3, d4, d5)
                 place = product * PRODUCTS * kind + base * WINDOW
-                simd.store(windows, place + 6 * odd, f0)
-                simd.store(windows, place + 6 * odd + kind, f1)
-                simd.store(windows, place + 6 * odd + 2 * kind, f2)
-                simd.store(windows, place + 6 * odd + 3 * kind, f3)
-                simd.store(windows, place + 6 * odd + 4 * kind, f4)
-                simd.store(windows, place + 3 * odd + 5 * kind, f5)
+                simd.store_each(windows, place + 6 * odd, kind, factors[:ZERO_TAP])
+                simd.store(windows, place + 3 * odd + ZERO_TAP * kind, factors[ZERO_TAP])
 
 
 @routine
@@ -166,17 +158,11 @@ def _multiply(windows, weights, bases, products, results, sums):
                     first = kind * windows.shape[1] + base * WINDOW
                     _store_products(windows, first, weights, position, GROUPS[row, column], products, column * lanes)
                 for lane in range(0, lanes, 16):
-                    left, middle, right = _results(products, lane, lanes)
-                    place = row * TOGETHER * lanes + lane
-                    simd.store(results, place, left)
-                    simd.store(results, place + lanes, middle)
-                    simd.store(results, place + 2 * lanes, right)
+                    simd.store_each(results, row * TOGETHER * lanes + lane, lanes, _results(products, lane, lanes))
             for each in range(min(dot.PIXELS, bases - base)):
                 for lane in range(0, dot.LANES, 16):
-                    place, found = (
-                        (base + each) * TOGETHER * channels + block * dot.LANES + lane,
-                        each * dot.LANES + lane,
-                    )
+                    found = each * dot.LANES + lane
+                    place = (base + each) * TOGETHER * channels + block * dot.LANES + lane
                     _store_sums(results, found, sums, place, 0)
                     _store_sums(results, found + lanes, sums, place + channels, 1)
                     _store_sums(results, found + 2 * lanes, sums, place + 2 * channels, 2)

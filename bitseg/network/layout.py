@@ -312,34 +312,27 @@ def stem_filters(convolution, weights, kernel="auto"):
         return _tile_filters(convolution, weights, codes)
     if kernel == "dot":
         return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
-    return _winograd_filters(convolution, weights, codes)
-
-
-def _winograd_filters(convolution, weights, codes):
-    """`kernels.winograd.WinogradFilters` of weight codes (out, kernel, kernel, 3)."""
-    multiplier, offset, kernel, largest, stride, padding = _filter_fields(convolution, weights)
-    excess = (largest + 1) // 2
-    spread = winograd.spread(codes.astype(np.int16) - excess)
-    vectors = spread.reshape(len(spread), -1, dot.LANES, winograd.WINDOW // 2, 2).transpose(1, 0, 3, 2, 4)
-    levels = np.int32(largest - 2 * excess)
-    return winograd.WinogradFilters(
-        np.ascontiguousarray(vectors), np.int16(0), multiplier, offset, kernel, levels, stride, padding
-    )
+    stored, fields = _dot_weights(convolution, weights, codes, winograd.TYPES)
+    return winograd.WinogradFilters(_dot_vectors(winograd.spread(stored)), **fields)
 
 
 def _dot_filters(convolution, weights, rows):
     """`kernels.dot.DotFilters` of weight codes (out, kernel, values in a row)."""
-    stored, fields = _dot_weights(convolution, weights, rows)
+    types = dot.types(convolution.weight_bits, convolution.input_bits)
+    stored, fields = _dot_weights(convolution, weights, rows, types)
     channels = _channels_of_lanes(len(rows), np.int32)
     blocks = -(-(1 + np.flatnonzero(channels < convolution.out_channels).max()) // dot.LANES)
     vectors = _dot_vectors(stored[: blocks * dot.LANES])
     return dot.DotFilters(vectors, most=_products_added(vectors, convolution), **fields)
 
 
-def _dot_weights(convolution, weights, codes):
-    """Stored weights of codes of any shape, and the fields of `kernels.dot.DotFilters` beside `weights` and `most`."""
+def _dot_weights(convolution, weights, codes, types):
+    """Stored weights of codes of any shape, and the fields of `kernels.dot.DotFilters` beside `weights` and `most`.
+
+    types : see `kernels.dot.types`
+    """
     multiplier, offset, kernel, largest, stride, padding = _filter_fields(convolution, weights)
-    code_type, weight_type, signed = dot.types(convolution.weight_bits, convolution.input_bits)
+    code_type, weight_type, signed = types
     codes = codes.astype(np.int16)
     excess = (largest + 1) // 2
     stored = (2 * codes - largest if signed else codes - excess).astype(weight_type)
