@@ -204,6 +204,35 @@ except Exception as error:
     assert ("compiling" in outputs[-1].stderr) is not cached
 
 
+OWN_TYPE = """
+import sys
+import numpy as np
+from bitseg.kernels.program import kernel
+
+@kernel
+def halve(numbers):
+    numbers[0] /= 2
+
+numbers = np.full(3, 5, sys.argv[1])
+halve(numbers)
+print(numbers[0], halve.compilations)
+"""
+
+
+def test_code_that_two_processes_keep_at_the_same_time_has_places_of_its_own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN_TYPE)
+
+    def run(kind, folder):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / folder)}
+        command = [sys.executable, "own.py", kind]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+
+    # As if neither had seen what the other wrote.
+    assert run("float32", "one") == "2.5 1\n" and run("uint64", "other") == "2 1\n"
+    shutil.copytree(tmp_path / "other", tmp_path / "one", dirs_exist_ok=True)
+    assert run("float32", "one") == "2.5 0\n" and run("uint64", "one") == "2 0\n"
+
+
 FIRST_RUN = """
 import os, sys
 from bitseg.kernels import program

@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -67,6 +66,35 @@ class _MachineCode(CompileResultCacheImpl):
         return (name, kind, (machine_code, bitcode)), *rest, used
 
 
+class _Files(IndexDataCacheFile):
+    """A file for each key, found by it alone, so that any number of processes can compile at the same time.
+
+    Numba numbers its files and keeps a list of them. Of two processes that add to it at once both take the same number,
+    and one may find the other's machine code there.
+    """
+
+    def __init__(self, folder, name):
+        super().__init__(folder, name, _SOURCES)
+        self._name = name
+
+    def _file_of(self, key):
+        signature, target, _ = key
+        return f"{self._name}.{hashlib.sha256(repr((signature, target)).encode()).hexdigest()[:16]}.nbc"
+
+    def save(self, key, data):
+        self._save_data(self._file_of(key), (self._version, self._source_stamp, key, data))
+
+    def load(self, key):
+        try:
+            *made_of, data = self._load_data(self._file_of(key))
+        except FileNotFoundError:
+            return None
+        return data if made_of == [self._version, self._source_stamp, key] else None
+
+    def flush(self):
+        """Nothing: what is damaged is written anew."""
+
+
 class _Cache(FunctionCache):
     """Numba's cache, but stale when any kernel changed (Numba looks at one file), and never a reason to fail."""
 
@@ -75,7 +103,7 @@ class _Cache(FunctionCache):
     def __init__(self, function, before_compiling):
         super().__init__(function)
         self._before_compiling = before_compiling
-        self._cache_file = IndexDataCacheFile(self.cache_path, self._impl.filename_base, _SOURCES)
+        self._cache_file = _Files(self.cache_path, self._impl.filename_base)
 
     def load_overload(self, sig, target_context):
         try:
@@ -85,8 +113,6 @@ class _Cache(FunctionCache):
                 found = self._load_overload(sig, target_context)
         except Exception:  # a damaged cache file raises anything; the kernel is compiled and kept again
             found = None
-            with suppress(OSError):
-                self.flush()
         if found is None:
             _announce("once")
             self._before_compiling()

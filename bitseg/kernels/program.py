@@ -1,7 +1,9 @@
 """Kernels as Python sees them: compiled for their arguments, bound to them, and run in a row, without the GIL."""
 
+import mmap
 import os
 import sys
+from collections import Counter
 from contextlib import suppress
 from functools import cache
 
@@ -246,18 +248,12 @@ def _kind(value):
 def entry_points(calls):
     """The `Kernel.entry_point` of each of a list of pairs, a kernel and its arguments.
 
-    Where `compile_in_two_processes` allows it and one has to be compiled, a second process compiles some kernels
-    meanwhile, in all their types, and leaves them in the cache. Each index of the cache then has one writer.
+    Where `compile_in_two_processes` allows it and one has to be compiled, a second process compiles some of them
+    meanwhile and leaves them in the cache.
     """
-    global _before_first
-    helper = _Helper([call for call in calls if call[0].name not in _HALF])
-    _before_first = helper.start if _in_two_processes else None
-    try:
-        ours = [kernel.entry_point(arguments) if kernel.name in _HALF else None for kernel, arguments in calls]
-    finally:
-        _before_first = None
-        helper.wait()
-    return [found or kernel.entry_point(arguments) for found, (kernel, arguments) in zip(ours, calls)]
+    if _in_two_processes:
+        _compile_from_both_ends(calls)
+    return [kernel.entry_point(arguments) for kernel, arguments in calls]
 
 
 def compile_in_two_processes():
@@ -266,29 +262,58 @@ def compile_in_two_processes():
     _in_two_processes = sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
 
 
+def _compile_from_both_ends(calls):
+    """Compile what is not in the cache, from the first call on; a forked process does from the last one back.
+
+    If that fails, not all is compiled. Neighbours share much, which a process compiles once: filters of a kind.
+    """
+    global _before_first
+    kinds = {(kernel.name, _kind(arguments)): (kernel, arguments) for kernel, arguments in calls}.values()
+    families = Counter(_family(arguments) for _, arguments in kinds)
+    helper = _Helper(sorted(kinds, key=lambda call: (-families[_family(call[1])], _family(call[1]), call[0].name)))
+    _before_first = helper.start
+    try:
+        helper.compile(range(len(kinds)))
+    finally:
+        _before_first = None
+        helper.wait()
+
+
+def _family(arguments):
+    return type(arguments[0]).__name__
+
+
 class _Helper:
-    """A forked process that compiles kernels; if it fails, they are compiled here."""
+    """A forked process that compiles some of a list of kernels with their arguments while this one compiles others."""
 
     def __init__(self, calls):
         self.calls, self.process = calls, None
+        # Both see and mark who has begun what. If both begin the same at once, both compile it, to no harm.
+        self.begun = mmap.mmap(-1, len(calls))
 
     def start(self):
-        global _compiled_by_helpers
         with suppress(OSError):  # as many processes as there may be
             self.process = os.fork()
         if self.process == 0:
+            before = compilations()
             try:
-                for kernel, arguments in self.calls:
-                    kernel.entry_point(arguments)
+                self.compile(reversed(range(len(self.calls))))
             finally:
-                # Nothing of what the parent has open is flushed, closed or reported here.
-                os._exit(0)
-        if self.process:
-            _compiled_by_helpers += len({(kernel.name, _kind(arguments)) for kernel, arguments in self.calls})
+                # Nothing of what the parent has open is flushed, closed or reported here. The status is a number.
+                os._exit(min(compilations() - before, 255))
+
+    def compile(self, numbers):
+        for number in numbers:
+            if not self.begun[number]:
+                self.begun[number] = True
+                kernel, arguments = self.calls[number]
+                kernel.entry_point(arguments)
 
     def wait(self):
+        global _compiled_by_helpers
         if self.process:
-            os.waitpid(self.process, 0)
+            _, status = os.waitpid(self.process, 0)
+            _compiled_by_helpers += max(0, os.waitstatus_to_exitcode(status))
 
 
 def _start_helper():
@@ -318,6 +343,3 @@ _kernels: list = []
 _in_two_processes = False
 _before_first = None
 _compiled_by_helpers = 0
-
-_HALF = "convolve_to_planes", "convolve_to_stream"
-"""Kernels that take half of the time to compile, all their types together."""
