@@ -12,15 +12,17 @@ import numpy as np
 
 from . import simd
 from .feature_maps import columns, margin, write_codes
-from .jit import part, routine
+from .jit import chosen_by_types, part, routine
 
 LANES = simd.dot_lanes()
-"""Output channels computed side by side."""
+"""Output channels computed side by side, but `PAIRS_LANES` where bytes are multiplied by pairs."""
+
+PAIRS_LANES = 8 * simd.PAIRS_VECTORS
 
 PIXELS = simd.DOT_PIXELS
-"""Pixels computed together, which share what is loaded of the weights."""
+"""Pixels computed together, at most, which share what is loaded of the weights."""
 
-DotFilters = namedtuple("DotFilters", "weights zero most multiplier offset kernel levels stride padding")
+DotFilters = namedtuple("DotFilters", "weights zero run multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 
 weights : array of int8 or int16, shape (ceil(out / lanes), kernel, groups of a row, lanes, channels of a group)
@@ -29,8 +31,8 @@ weights : array of int8 or int16, shape (ceil(out / lanes), kernel, groups of a 
     channels in a feature map, over all 3 * kernel values in the image.
 zero : uint8 or int16
     0, of the type that the activation codes get.
-most : int
-    Dot products that may be added before a lane of `simd.zero_dots` overflows, whatever the codes.
+run : tuple of int
+    0 to how many groups less one `simd.add_pairs` may treat at a time, where it does: its length belongs to its type.
 levels : int32 or None
     None where the stored weights w are ``2 q - largest q``; otherwise
     ``sum(a (2 q - largest q)) = 2 sum(a w) - levels * sum(a)``.
@@ -83,41 +85,64 @@ def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
     """Sums of all channels of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     codes, _, starts = space
     step = filters.weights.shape[2] // filters.kernel * filters.weights.shape[4] * filters.stride
-    multiply_rows(codes, starts, step, filters.weights, filters.most, x0, x1, sums)
+    multiply_rows(codes, starts, step, filters.weights, filters.run, x0, x1, sums)
     return 0
 
 
-@routine
-def multiply_rows(codes, starts, step, weights, most, x0, x1, sums):
+def multiply_rows(codes, starts, step, weights, run, x0, x1, sums):
     """Sums of products of weights and the windows of pixels x0 to x1: int32, shape (x1 - x0 + PIXELS - 1, out).
 
     codes : array of the type of `DotFilters.zero`
         Read up to the windows of PIXELS - 1 pixels after the last one, whatever is there.
     starts : intp, shape (kernel,)
         Where each row of the window of pixel 0 begins in `codes`; that of pixel x lies ``x * step`` further.
-    weights, most :
+    weights, run :
         As in `DotFilters`.
     """
+
+
+@chosen_by_types(multiply_rows)
+def _overloaded_multiply_rows(codes, starts, step, weights, run, x0, x1, sums):
+    multiply = _multiply_by_pairs if simd.multiplies_pairs(weights.dtype.bitwidth) else _multiply
+    return lambda codes, starts, step, weights, run, x0, x1, sums: multiply(
+        codes, starts, step, weights, run, x0, x1, sums
+    )
+
+
+@routine
+def _multiply(codes, starts, step, weights, run, x0, x1, sums):
+    """A few pixels at a time, for which weights are loaded once."""
     blocks, kernel_size, groups = weights.shape[:3]
     group = simd.values_in_32_bits(weights)
     out = sums.shape[1]
     for x in range(x0, x1, PIXELS):
         position = 0
         for block in range(blocks):
-            totals, dots = simd.zero_sums(weights), simd.zero_dots(weights)
-            room = most
+            dots = simd.zero_dots()
             for row in range(kernel_size):
-                start, done = starts[row] + x * step, 0
-                while done < groups:
-                    until = min(done + room, groups)
-                    for code in range(start + done * group, start + until * group, group):
-                        simd.not_unrolled(weights)
-                        weight = simd.load_weights(weights, position)
-                        position += LANES * group
-                        dots = simd.add_dot_products(dots, codes, code, step, weight)
-                    room -= until - done
-                    done = until
-                    if simd.dots_may_overflow(weights) and room == 0:
-                        totals, dots = simd.add_dots(totals, dots), simd.zero_dots(weights)
-                        room = most
-            simd.store_each(sums, (x - x0) * out + block * LANES, out, simd.add_dots(totals, dots))
+                start = starts[row] + x * step
+                for code in range(start, start + groups * group, group):
+                    simd.not_unrolled(weights)
+                    dots = simd.add_dot_products(dots, codes, code, step, simd.load_weights(weights, position))
+                    position += LANES * group
+            simd.store_each(sums, (x - x0) * out + block * LANES, out, dots)
+
+
+@routine
+def _multiply_by_pairs(codes, starts, step, weights, run, x0, x1, sums):
+    """One pixel after the other with a row of some filters: those weights stay in the first-level cache."""
+    blocks, kernel_size, groups = weights.shape[:3]
+    out, together = sums.shape[1], groups - groups % len(run)
+    for row in range(kernel_size):
+        for block in range(blocks):
+            first = (block * kernel_size + row) * groups * PAIRS_LANES * 4
+            for x in range(x0, x1):
+                start, position, place = starts[row] + x * step, first, (x - x0) * out + block * PAIRS_LANES
+                totals = simd.zero_pairs() if row == 0 else simd.load_pairs(sums, place)
+                for code in range(start, start + together * 4, len(run) * 4):
+                    totals = simd.add_pairs(totals, codes, code, weights, position, run)
+                    position += len(run) * PAIRS_LANES * 4
+                for code in range(start + together * 4, start + groups * 4, 4):
+                    totals = simd.add_pairs(totals, codes, code, weights, position, run[:1])
+                    position += PAIRS_LANES * 4
+                simd.store_each(sums, place, 8, totals)

@@ -38,11 +38,13 @@ class _VectorModel(models.PrimitiveModel):
 
 u64x8 = Vector("u64", ir.IntType(64), 8)
 u32x16 = Vector("u32", ir.IntType(32), 16)
+i32x8 = Vector("i32", ir.IntType(32), 8)
 i32x16 = Vector("i32", ir.IntType(32), 16)
 i32x32 = Vector("i32", ir.IntType(32), 32)
 f32x8 = Vector("f32", ir.FloatType(), 8)
 f32x16 = Vector("f32", ir.FloatType(), 16)
 f32x32 = Vector("f32", ir.FloatType(), 32)
+s8x32 = Vector("s8", ir.IntType(8), 32)
 u8x16 = Vector("u8", ir.IntType(8), 16)
 u8x32 = Vector("u8", ir.IntType(8), 32)
 u16x16 = Vector("u16", ir.IntType(16), 16)
@@ -720,8 +722,8 @@ def values_in_32_bits(typing_context, array):
     return types.intp(array), code
 
 
-def adds_pairs_of_bytes(weight_bits):
-    """Whether products with weights of a type of so many bits are collected in 16 bits, two lanes for a channel."""
+def multiplies_pairs(weight_bits):
+    """Whether weights of a type of so many bits are multiplied by `add_pairs`."""
     return weight_bits == 8 and not has_byte_dot_product()
 
 
@@ -738,52 +740,20 @@ def not_unrolled(typing_context, weights):
     return types.void(weights), code
 
 
-@intrinsic
-def dots_may_overflow(typing_context, weights):
-    """Whether dot products with weights of an array's type are collected in 16 bits: a constant for the compiler."""
-
-    def code(context, builder, signature, values):
-        return ir.IntType(1)(adds_pairs_of_bytes(signature.args[0].dtype.bitwidth))
-
-    return types.boolean(weights), code
-
-
 DOT_PIXELS = 6
 """Pixels whose dot products are added up with what is loaded of the weights."""
 
 
-def _zeros(vector_of):
-    @intrinsic
-    def zeros(typing_context, weights):
-        vector = vector_of(weights)
-
-        def code(context, builder, signature, values):
-            zero = ir.Constant(vector.llvm, [0] * vector.lanes)
-            return context.make_tuple(builder, signature.return_type, [zero] * DOT_PIXELS)
-
-        return types.UniTuple(vector, DOT_PIXELS)(weights), code
-
-    return zeros
-
-
-# Zero sums, and zero dot products, of each pixel: a channel in each lane, with weights of an array's type.
-zero_sums = _zeros(lambda weights: _sums_vector())
-zero_dots = _zeros(lambda weights: s16x32 if adds_pairs_of_bytes(weights.dtype.bitwidth) else _sums_vector())
-
-
 @intrinsic
-def add_dots(typing_context, sums, dots):
-    """Add dot products of each pixel, see `zero_dots`, to its sums."""
+def zero_dots(typing_context):
+    """Zero sums of each pixel: a channel in each lane."""
+    vector = _sums_vector()
 
     def code(context, builder, signature, values):
-        totals = []
-        for total, products in zip(*(cgutils.unpack_tuple(builder, value) for value in values)):
-            if signature.args[1].dtype == s16x32:
-                products = _multiply_pairs(builder, products, ir.Constant(s16x32.llvm, [1] * 32))
-            totals.append(builder.add(total, products))
-        return context.make_tuple(builder, signature.return_type, totals)
+        zero = ir.Constant(vector.llvm, [0] * vector.lanes)
+        return context.make_tuple(builder, signature.return_type, [zero] * DOT_PIXELS)
 
-    return sums(sums, dots), code
+    return types.UniTuple(vector, DOT_PIXELS)(), code
 
 
 @intrinsic
@@ -797,34 +767,98 @@ def add_dot_products(typing_context, dots, codes, position, step, weights):
     """
 
     def code(context, builder, signature, values):
-        dots_type, codes_type = signature.args[:2]
+        codes_type = signature.args[1]
         dots, codes, position, step, weights = values
         data = context.make_array(codes_type)(context, builder, codes).data
         totals = []
         for total in cgutils.unpack_tuple(builder, dots):
             word = builder.load(builder.bitcast(builder.gep(data, [position]), _INT32.as_pointer()))
             word.align = 1
-            totals.append(
-                _add_dot_product(builder, total, _splat(builder, word, _sums_vector()), weights, dots_type.dtype)
-            )
+            totals.append(_add_dot_product(builder, total, _splat(builder, word, _sums_vector()), weights))
             position = builder.add(position, step)
         return context.make_tuple(builder, signature.return_type, totals)
 
     return dots(dots, codes, types.intp, types.intp, weights), code
 
 
-def _add_dot_product(builder, dots, codes, weights, vector):
+def _add_dot_product(builder, dots, codes, weights):
     """A vector of dot products, and of one pixel's codes with weights added to it."""
-    if vector == s16x32:
-        codes = builder.bitcast(codes, weights.type)
-        products = _by_halves(builder, "avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 16), codes, weights)
-    elif has_byte_dot_product():
+    if has_byte_dot_product():
         words = builder.bitcast(weights, codes.type)
         half = ir.VectorType(_INT32, dot_lanes() // 2)
         return _by_halves(builder, f"avx512.vpdpbusd.{half.count * 32}", half, dots, codes, words)
-    else:
-        products = _multiply_pairs(builder, builder.bitcast(codes, weights.type), weights)
-    return builder.add(dots, products)
+    return builder.add(dots, _multiply_pairs(builder, builder.bitcast(codes, weights.type), weights))
+
+
+PAIRS_VECTORS = 4
+"""Vectors of 8 sums that are added up with each 32 bits of a pixel's codes, where bytes are multiplied by pairs.
+
+So many that hardly any instruction but products and sums is left: those load their weights themselves.
+"""
+
+
+@intrinsic
+def zero_pairs(typing_context):
+    """Zero sums of 32 channels."""
+
+    def code(context, builder, signature, values):
+        zero = ir.Constant(i32x8.llvm, [0] * 8)
+        return context.make_tuple(builder, signature.return_type, [zero] * PAIRS_VECTORS)
+
+    return types.UniTuple(i32x8, PAIRS_VECTORS)(), code
+
+
+@intrinsic
+def load_pairs(typing_context, array, offset):
+    """Sums of 32 channels that were stored in an array of int32, from `offset` on."""
+
+    def code(context, builder, signature, values):
+        array, offset = values
+        sums = []
+        for number in range(PAIRS_VECTORS):
+            place = builder.add(offset, offset.type(8 * number))
+            pointer = _pointer(context, builder, signature.args[0], array, place, i32x8)
+            sums.append(_load_unaligned(builder, pointer, i32x8))
+        return context.make_tuple(builder, signature.return_type, sums)
+
+    return types.UniTuple(i32x8, PAIRS_VECTORS)(array, types.intp), code
+
+
+@intrinsic
+def add_pairs(typing_context, sums, codes, position, weights, place, run):
+    """Add to each lane, a channel, the products of a pixel's codes with weights of its own; needs AVX2.
+
+    sums : see `zero_pairs`
+    codes, position : array of uint8, and int
+        From where on there are four codes for each element of `run`.
+    weights, place : array of int8, and int
+        From where on there are, for each four codes, four weights for each lane.
+    run : tuple
+        For as many groups of four codes as it is long 16 bits hold the sum of every first, or last, two products.
+    """
+
+    def code(context, builder, signature, values):
+        _, codes_type, _, weights_type, _, run_type = signature.args
+        sums, codes, position, weights, place, _ = values
+        data = context.make_array(codes_type)(context, builder, codes).data
+        products = [None] * PAIRS_VECTORS
+        for _ in run_type:
+            word = builder.load(builder.bitcast(builder.gep(data, [position]), _INT32.as_pointer()))
+            word.align = 1
+            code = builder.bitcast(_splat(builder, word, i32x8), s8x32.llvm)
+            for number, before in enumerate(products):
+                pointer = _pointer(context, builder, weights_type, weights, place, s8x32)
+                weight = _load_unaligned(builder, pointer, s8x32)
+                product = x86(builder, "avx2.pmadd.ub.sw", s16x16.llvm, code, weight)
+                products[number] = product if before is None else builder.add(before, product)
+                place = builder.add(place, place.type(s8x32.lanes))
+            position = builder.add(position, position.type(4))
+        ones = ir.Constant(s16x16.llvm, [1] * 16)
+        products = (x86(builder, "avx2.pmadd.wd", i32x8.llvm, product, ones) for product in products)
+        totals = [builder.add(*each) for each in zip(cgutils.unpack_tuple(builder, sums), products)]
+        return context.make_tuple(builder, signature.return_type, totals)
+
+    return sums(sums, codes, types.intp, weights, types.intp, run), code
 
 
 @intrinsic

@@ -202,7 +202,7 @@ def _direct_begin_rows(image, filters, space, y):
 
 @part
 def _direct_convolve_columns(image, filters, space, x0, x1, sums):
-    dot.multiply_rows(image.values, space, 3 * filters.stride, filters.weights, filters.most, x0, x1, sums[0])
+    dot.multiply_rows(image.values, space, 3 * filters.stride, filters.weights, filters.run, x0, x1, sums[0])
 
 
 @part

@@ -171,7 +171,7 @@ def _multiply(windows, weights, bases, products, results, sums):
 @part
 def _store_products(windows, first, weights, position, groups, products, place):
     """Sums of so many pairs of values of the windows of `dot.PIXELS` pixels, from `first` on, times weights."""
-    dots = simd.add_dot_products(simd.zero_dots(weights), windows, first, WINDOW, simd.load_weights(weights, position))
+    dots = simd.add_dot_products(simd.zero_dots(), windows, first, WINDOW, simd.load_weights(weights, position))
     # If it knew how many there are LLVM would do all products first, and then have no registers for them.
     for value in range(first + 2, first + 2 * groups, 2):
         simd.not_unrolled(weights)

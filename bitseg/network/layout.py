@@ -313,7 +313,7 @@ def stem_filters(convolution, weights, kernel="auto"):
     if kernel == "dot":
         return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))
     stored, fields = _dot_weights(convolution, weights, codes, winograd.TYPES)
-    return winograd.WinogradFilters(_dot_vectors(winograd.spread(stored)), **fields)
+    return winograd.WinogradFilters(_dot_vectors(winograd.spread(stored), dot.LANES), **fields)
 
 
 def _dot_filters(convolution, weights, rows):
@@ -321,13 +321,14 @@ def _dot_filters(convolution, weights, rows):
     types = dot.types(convolution.weight_bits, convolution.input_bits)
     stored, fields = _dot_weights(convolution, weights, rows, types)
     channels = _channels_of_lanes(len(rows), np.int32)
-    blocks = -(-(1 + np.flatnonzero(channels < convolution.out_channels).max()) // dot.LANES)
-    vectors = _dot_vectors(stored[: blocks * dot.LANES])
-    return dot.DotFilters(vectors, most=_products_added(vectors, convolution), **fields)
+    lanes = dot.PAIRS_LANES if simd.multiplies_pairs(8 * stored.itemsize) else dot.LANES
+    blocks = -(-(1 + np.flatnonzero(channels < convolution.out_channels).max()) // lanes)
+    vectors = _dot_vectors(stored[: blocks * lanes], lanes)
+    return dot.DotFilters(vectors, run=tuple(range(_pairs_together(vectors, convolution))), **fields)
 
 
 def _dot_weights(convolution, weights, codes, types):
-    """Stored weights of codes of any shape, and the fields of `kernels.dot.DotFilters` beside `weights` and `most`.
+    """Stored weights of codes of any shape, and the fields of `kernels.dot.DotFilters` beside `weights` and `run`.
 
     types : see `kernels.dot.types`
     """
@@ -347,26 +348,32 @@ def _dot_weights(convolution, weights, codes, types):
     }
 
 
-def _dot_vectors(stored):
+def _dot_vectors(stored, lanes):
     """`kernels.dot.DotFilters.weights` of stored weights (out, rows of a window, values in a row)."""
     _, rows, values = stored.shape
     group = 4 // stored.itemsize
     # What stands beside the values of the last group in the image is multiplied with 0.
     stored = np.pad(stored, ((0, 0), (0, 0), (0, -values % group)))
-    stored = stored.reshape(-1, dot.LANES, rows, stored.shape[2] // group, group).transpose(0, 2, 3, 1, 4)
-    return np.ascontiguousarray(stored)
+    return _aligned(stored.reshape(-1, lanes, rows, stored.shape[2] // group, group).transpose(0, 2, 3, 1, 4))
 
 
-def _products_added(vectors, convolution):
-    """`kernels.dot.DotFilters.most`: so that a window takes as few parts as these weights allow."""
-    if not simd.adds_pairs_of_bytes(8 * vectors.itemsize):
-        return np.iinfo(np.int32).max
-    groups, room = vectors.shape[1] * vectors.shape[2], np.iinfo(np.int16).max // (2**convolution.input_bits - 1)
-    if groups * 2 ** (convolution.weight_bits + 1) <= room:
-        return groups
+def _pairs_together(vectors, convolution):
+    """Length of `kernels.dot.DotFilters.run`: 8, or what of it these weights allow."""
+    if not simd.multiplies_pairs(8 * vectors.itemsize):
+        return 1
+    longest, room = 8, np.iinfo(np.int16).max // (2**convolution.input_bits - 1)
+    if longest * 2 ** (convolution.weight_bits + 1) <= room:
+        return longest
+    _, rows, groups = vectors.shape[:3]
     # Neighbouring bytes share the 16 bits of a sum, which is largest, or smallest, where all its codes are.
-    pairs = vectors.transpose(0, 3, 4, 1, 2).astype(np.int16).reshape(-1, 2, groups)
-    return _largest_parts([np.maximum(sign * pairs, 0).sum(1) for sign in (1, -1)], 1, room, 1)
+    pairs = vectors.transpose(0, 3, 4, 1, 2).astype(np.int16).reshape(-1, 2, rows, groups)
+    terms = [np.maximum(sign * pairs, 0).sum(1) for sign in (1, -1)]
+
+    def fit(run):
+        parts = (each[..., : groups - groups % run].reshape(len(each), -1, run).sum(2) for each in terms)
+        return all(part.max(initial=0) <= room for part in parts)
+
+    return next(run for run in (longest, 4, 2, 1) if fit(run))
 
 
 def _padded_codes(codes, in_multiple, sum_type=np.int32):
