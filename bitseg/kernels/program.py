@@ -41,10 +41,16 @@ class Kernel:
         """Run it once."""
         Program([(self, arguments)]).run()
 
-    def entry_point(self, arguments):
+    def entry_point(self, arguments, kind=None):
         """The function that binds arguments of these very types to the kernel, without a look at them.
 
         Looking takes Numba some 4 microseconds for a kernel's nested tuples.
+
+        Parameters
+        ----------
+        arguments : tuple
+        kind : object
+            Their `_kind`, where it is known already.
 
         Returns
         -------
@@ -52,10 +58,14 @@ class Kernel:
             Takes `arguments`, and gives a piece of memory and two addresses: that of a native function, and that of
             the memory, in which the function finds what it needs of the arguments.
         """
-        kind = _kind(arguments)
-        if kind not in self._entry_points:
+        kind = kind or _kind(arguments)
+        if not self.has_entry_point(kind):
             self._entry_points[kind] = self._compiled.compile((numba_type(arguments),))
         return self._entry_points[kind]
+
+    def has_entry_point(self, kind):
+        """Whether this process has the one for arguments of this `_kind`."""
+        return kind in self._entry_points
 
     @property
     def compilations(self):
@@ -251,9 +261,12 @@ def entry_points(calls):
     Where `compile_in_two_processes` allows it and one has to be compiled, a second process compiles some of them
     meanwhile and leaves them in the cache.
     """
+    kinds = [_kind(arguments) for _, arguments in calls]
     if _in_two_processes:
-        _compile_from_both_ends(calls)
-    return [kernel.entry_point(arguments) for kernel, arguments in calls]
+        each = {(call[0].name, kind): call for call, kind in zip(calls, kinds) if not call[0].has_entry_point(kind)}
+        if each:
+            _compile_from_both_ends(each.values())
+    return [kernel.entry_point(arguments, kind) for (kernel, arguments), kind in zip(calls, kinds)]
 
 
 def compile_in_two_processes():
@@ -268,12 +281,11 @@ def _compile_from_both_ends(calls):
     If that fails, not all is compiled. Neighbours share much, which a process compiles once: filters of a kind.
     """
     global _before_first
-    kinds = {(kernel.name, _kind(arguments)): (kernel, arguments) for kernel, arguments in calls}.values()
-    families = Counter(_family(arguments) for _, arguments in kinds)
-    helper = _Helper(sorted(kinds, key=lambda call: (-families[_family(call[1])], _family(call[1]), call[0].name)))
+    families = Counter(_family(arguments) for _, arguments in calls)
+    helper = _Helper(sorted(calls, key=lambda call: (-families[_family(call[1])], _family(call[1]), call[0].name)))
     _before_first = helper.start
     try:
-        helper.compile(range(len(kinds)))
+        helper.compile(range(len(calls)))
     finally:
         _before_first = None
         helper.wait()

@@ -744,16 +744,22 @@ DOT_PIXELS = 6
 """Pixels whose dot products are added up with what is loaded of the weights."""
 
 
-@intrinsic
-def zero_dots(typing_context):
-    """Zero sums of each pixel: a channel in each lane."""
-    vector = _sums_vector()
+def _zero_sums(vector_of, count):
+    @intrinsic
+    def zeros(typing_context):
+        vector = vector_of()
 
-    def code(context, builder, signature, values):
-        zero = ir.Constant(vector.llvm, [0] * vector.lanes)
-        return context.make_tuple(builder, signature.return_type, [zero] * DOT_PIXELS)
+        def code(context, builder, signature, values):
+            zero = ir.Constant(vector.llvm, [0] * vector.lanes)
+            return context.make_tuple(builder, signature.return_type, [zero] * count)
 
-    return types.UniTuple(vector, DOT_PIXELS)(), code
+        return types.UniTuple(vector, count)(), code
+
+    return zeros
+
+
+# Zero sums of each of `DOT_PIXELS`: a channel in each lane.
+zero_dots = _zero_sums(_sums_vector, DOT_PIXELS)
 
 
 @intrinsic
@@ -772,13 +778,18 @@ def add_dot_products(typing_context, dots, codes, position, step, weights):
         data = context.make_array(codes_type)(context, builder, codes).data
         totals = []
         for total in cgutils.unpack_tuple(builder, dots):
-            word = builder.load(builder.bitcast(builder.gep(data, [position]), _INT32.as_pointer()))
-            word.align = 1
-            totals.append(_add_dot_product(builder, total, _splat(builder, word, _sums_vector()), weights))
+            totals.append(_add_dot_product(builder, total, _codes(builder, data, position, _sums_vector()), weights))
             position = builder.add(position, step)
         return context.make_tuple(builder, signature.return_type, totals)
 
     return dots(dots, codes, types.intp, types.intp, weights), code
+
+
+def _codes(builder, data, position, vector):
+    """32 bits of codes from a position on, in each lane of a vector."""
+    word = builder.load(builder.bitcast(builder.gep(data, [position]), _INT32.as_pointer()))
+    word.align = 1
+    return _splat(builder, word, vector)
 
 
 def _add_dot_product(builder, dots, codes, weights):
@@ -797,15 +808,8 @@ So many that hardly any instruction but products and sums is left: those load th
 """
 
 
-@intrinsic
-def zero_pairs(typing_context):
-    """Zero sums of 32 channels."""
-
-    def code(context, builder, signature, values):
-        zero = ir.Constant(i32x8.llvm, [0] * 8)
-        return context.make_tuple(builder, signature.return_type, [zero] * PAIRS_VECTORS)
-
-    return types.UniTuple(i32x8, PAIRS_VECTORS)(), code
+# Zero sums of a pixel's 32 channels.
+zero_pairs = _zero_sums(lambda: i32x8, PAIRS_VECTORS)
 
 
 @intrinsic
@@ -843,9 +847,7 @@ def add_pairs(typing_context, sums, codes, position, weights, place, run):
         data = context.make_array(codes_type)(context, builder, codes).data
         products = [None] * PAIRS_VECTORS
         for _ in run_type:
-            word = builder.load(builder.bitcast(builder.gep(data, [position]), _INT32.as_pointer()))
-            word.align = 1
-            code = builder.bitcast(_splat(builder, word, i32x8), s8x32.llvm)
+            code = builder.bitcast(_codes(builder, data, position, i32x8), s8x32.llvm)
             for number, before in enumerate(products):
                 pointer = _pointer(context, builder, weights_type, weights, place, s8x32)
                 weight = _load_unaligned(builder, pointer, s8x32)

@@ -251,23 +251,17 @@ def _lookup_filters(convolution, weights):
 
 def _table_entries(planes, largest_code):
     """`kernels.lookup.LookupFilters.entries`: so that a window's row takes as few parts as these weights allow."""
-    return _largest_parts([np.take(lookup.NIBBLE_ONES, plane) for plane in planes], 2, 255 // largest_code, 2)
-
-
-def _largest_parts(arrays, axis, room, unit):
-    """Size, a multiple of `unit`, of the largest parts of an axis that no array has a sum above `room` in."""
-    count, largest = arrays[0].shape[axis], max(int(terms.max()) for terms in arrays)
+    ones, room = [np.take(lookup.NIBBLE_ONES, plane) for plane in planes], 255 // largest_code
+    count, largest = ones[0].shape[2], max(int(terms.max()) for terms in ones)
     sum_type = np.uint16 if count * largest < 2**16 else np.uint32
-    largest_sum = max(int(terms.sum(axis, sum_type).max()) for terms in arrays)
+    largest_sum = max(int(terms.sum(2, sum_type).max()) for terms in ones)
     for parts in range(max(1, -(-largest_sum // room)), count + 1):
-        size = -(-count // (unit * parts)) * unit
+        size = -(-count // (2 * parts)) * 2
         starts = range(0, count, size)
         # Smaller parts have other bounds, so that each size is tried by itself.
-        if size * largest <= room or all(
-            np.add.reduceat(terms, starts, axis, sum_type).max() <= room for terms in arrays
-        ):
+        if size * largest <= room or all(np.add.reduceat(terms, starts, 2, sum_type).max() <= room for terms in ones):
             return size
-    raise ValueError(f"{unit} terms of up to {largest} exceed {room}: use fewer bits")
+    raise ValueError(f"2 terms of up to {largest} exceed {room}: use fewer bits")
 
 
 def _feature_map_tile_filters(convolution, weights):
@@ -321,10 +315,12 @@ def _dot_filters(convolution, weights, rows):
     types = dot.types(convolution.weight_bits, convolution.input_bits)
     stored, fields = _dot_weights(convolution, weights, rows, types)
     channels = _channels_of_lanes(len(rows), np.int32)
-    lanes = dot.PAIRS_LANES if simd.multiplies_pairs(8 * stored.itemsize) else dot.LANES
+    by_pairs = simd.multiplies_pairs(8 * stored.itemsize)
+    lanes = dot.PAIRS_LANES if by_pairs else dot.LANES
     blocks = -(-(1 + np.flatnonzero(channels < convolution.out_channels).max()) // lanes)
     vectors = _dot_vectors(stored[: blocks * lanes], lanes)
-    return dot.DotFilters(vectors, run=tuple(range(_pairs_together(vectors, convolution))), **fields)
+    run = _pairs_together(vectors, convolution) if by_pairs else 1
+    return dot.DotFilters(vectors, run=tuple(range(run)), **fields)
 
 
 def _dot_weights(convolution, weights, codes, types):
@@ -359,8 +355,6 @@ def _dot_vectors(stored, lanes):
 
 def _pairs_together(vectors, convolution):
     """Length of `kernels.dot.DotFilters.run`: 8, or what of it these weights allow."""
-    if not simd.multiplies_pairs(8 * vectors.itemsize):
-        return 1
     longest, room = 8, np.iinfo(np.int16).max // (2**convolution.input_bits - 1)
     if longest * 2 ** (convolution.weight_bits + 1) <= room:
         return longest
