@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numba
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import bitseg
+from bitseg.kernels import program
 from bitseg.kernels.bitplanes import Planes
 from bitseg.kernels.program import Program, kernel, numba_type
 from bitseg.kernels.sharing import Share
@@ -169,6 +171,18 @@ def test_types_are_those_that_numba_finds():
     read_only.flags.writeable = False
     for value in (array, array.T, read_only, np.float32(1), 7, None, (array, (1, 2)), Share(array, 1, 2, 3, 4)):
         assert numba_type(value) == numba.typeof(value)
+
+
+def test_arguments_are_of_one_kind_where_they_are_of_one_type():
+    array = np.zeros((4, 6), np.int32)
+    column = np.zeros((4, 1), np.int32)
+    arrays = array, array[:2], array.T, array[:, ::2], column, column.T, np.zeros((1, 1), np.int32), array[::2, :1]
+    read_only = [value.view() for value in arrays]
+    for value in read_only:
+        value.flags.writeable = False
+    for one, other in combinations([*arrays, *read_only, array[0], array.astype(np.int16)], 2):
+        of_one_type = numba.typeof(one) == numba.typeof(other)
+        assert (program._kind(one) == program._kind(other)) == of_one_type, (one.flags, other.flags)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -3,21 +3,32 @@
     python -m tools.avx2_only tools/compare_engines.py --preset bfcn50 --bits 1-2 --size 256x160 --threads 1
 
 Every library of the process asks the CPU what it has by the instruction CPUID. Linux can let it fault on Intel's CPUs
-(arch_prctl), and a handler of the fault then answers without AVX-512, VNNI, AMX and what came with them. So the engines
-take the ways that they take on an older CPU; that the rest of this one is faster than an older one remains.
+(arch_prctl), and a handler of the fault then answers without AVX-512, VNNI, AMX and what came with them. On other CPUs
+the program imports copies of the libraries of `PACKAGES`, which have in place of CPUID an instruction that always
+faults. So the engines take the ways that they take on an older CPU; that the rest of this one is faster than an older
+one remains.
 
-Source: Intel, Software Developer's Manual, volume 2A, CPUID; for the layout of a signal's context, Linux's and glibc's
-``sys/ucontext.h`` of x86-64.
+Source: Intel, Software Developer's Manual, volume 2A, CPUID and INT n; for the layout of a signal's context, Linux's
+and glibc's ``sys/ucontext.h`` of x86-64.
 """
 
 import ctypes
+import os
 import platform
 import runpy
+import shutil
 import signal
+import struct
+import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import click
 from llvmlite import binding, ir
+
+PACKAGES = ("llvmlite", "numpy", "numpy.libs", "onnx", "onnxruntime", "openvino")
+"""Folders of installed packages that choose their ways by what the CPU has."""
 
 _ARCH_PRCTL, _ARCH_GET_CPUID, _ARCH_SET_CPUID = 158, 0x1011, 0x1012
 
@@ -36,6 +47,9 @@ _HIDDEN = {
 }
 """Bits that are answered as 0, of a leaf and subleaf of CPUID: those of AVX-512, AVX-VNNI, GFNI, AMX, AVX10."""
 
+_CPUID, _INTERRUPT = b"\x0f\xa2", b"\xcd\xa2"
+"""Two instructions of two bytes: what is replaced, and a software interrupt, which no program may raise."""
+
 _REGISTERS = {"eax": 144, "ebx": 128, "ecx": 152, "edx": 136}
 _INSTRUCTION = 168
 """Where in a signal's context registers are, and the address of the instruction that faulted."""
@@ -46,7 +60,7 @@ _kept = []
 
 def is_on():
     """Whether this process is one that `hide` has been called in."""
-    return sys.platform == "linux" and platform.machine() == "x86_64" and _syscall(_ARCH_GET_CPUID, 0) == 0
+    return sys.platform == "linux" and platform.machine() == "x86_64" and (_faults() or _has_copies())
 
 
 def hide():
@@ -55,17 +69,94 @@ def hide():
     Raises
     ------
     OSError
-        The system or the CPU cannot.
+        The CPU cannot, and llvmlite is none of the `copy_packages`.
     """
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise OSError("CPUID can be made to fault on x86-64 under Linux only")
     library = ctypes.CDLL(None)
     # Struct sigaction: the handler, 128 bytes of a mask, flags and a restorer.
     action = (ctypes.c_uint64 * 19)(_compiled_handler(ctypes.cast(library.signal, ctypes.c_void_p).value))
     information, not_blocked = 4, 0x40000000
     action[17] = information | not_blocked
-    if library.sigaction(signal.SIGSEGV, action, None) or _syscall(_ARCH_SET_CPUID, 0):
-        raise OSError("this CPU does not let CPUID fault: Intel's do, from 2012 on, unless a hypervisor keeps it")
+    if library.sigaction(signal.SIGSEGV, action, None) or not (_has_copies() or _syscall(_ARCH_SET_CPUID, 0) == 0):
+        raise OSError("this CPU does not let CPUID fault")
+
+
+def can_fault():
+    """Whether this CPU can let CPUID fault: Intel's can, from 2012 on, unless a hypervisor keeps it."""
+    return _syscall(_ARCH_SET_CPUID, 0) == 0 and _syscall(_ARCH_SET_CPUID, 1) == 0
+
+
+def _faults():
+    return _syscall(_ARCH_GET_CPUID, 0) == 0
+
+
+def _has_copies():
+    return Path(binding.__file__).is_relative_to(_copies())
+
+
+def _copies():
+    return Path(sys.prefix) / "avx2-only"
+
+
+def copy_packages():
+    """Copy what is installed of `PACKAGES`, with CPUID replaced. What is there already and newer stays.
+
+    Returns
+    -------
+    Path
+        A folder in this Python's environment, for the beginning of ``PYTHONPATH``.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written, or there is no objdump (GNU binutils), which tells instructions from data.
+    """
+    if shutil.which("objdump") is None:
+        raise OSError("this CPU does not let CPUID fault, and copies of libraries without it need objdump (binutils)")
+    installed = Path(sysconfig.get_path("platlib"))
+    for package in PACKAGES:
+        for source in (installed / package).rglob("*"):
+            copy = _copies() / source.relative_to(installed)
+            if source.is_dir() or (copy.exists() and copy.stat().st_mtime >= source.stat().st_mtime):
+                continue
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.unlink(missing_ok=True)
+            content = source.read_bytes() if ".so" in source.name else b""
+            if _CPUID in content:
+                _write(copy, _without_cpuid(source, content))
+            else:
+                copy.symlink_to(source)
+    return _copies()
+
+
+def _write(path, content):
+    """Write a file whole or not at all: a part of a library would be used as if it were one."""
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _without_cpuid(path, content):
+    """Content of a library, an ELF file, with every CPUID replaced."""
+    content = bytearray(content)
+    command = ["objdump", "--disassemble", "--no-show-raw-insn", "--wide", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if line.rstrip().endswith(b"\tcpuid"):
+                offset = _offset(content, int(line.split(b":")[0], 16))
+                content[offset : offset + 2] = _INTERRUPT
+    if process.returncode:
+        raise OSError(f"objdump does not read {path}")
+    return content
+
+
+def _offset(content, address):
+    """Where in an ELF file that is which has this address in memory."""
+    (first,), (size, number), loaded = struct.unpack_from("<Q", content, 32), struct.unpack_from("<HH", content, 54), 1
+    for header in range(first, first + size * number, size):
+        kind, _, offset, start, _, length = struct.unpack_from("<2I4Q", content, header)
+        if kind == loaded and start <= address < start + length:
+            return address - start + offset
+    raise OSError(f"no part of the file has the address {address:#x}")
 
 
 def _syscall(function, value):
@@ -104,7 +195,9 @@ def _handler(signal_function):
 
     address = builder.load(place(_INSTRUCTION, int64))
     instruction = builder.load(builder.inttoptr(address, ir.IntType(16).as_pointer()))
-    with builder.if_else(builder.icmp_unsigned("==", instruction, ir.IntType(16)(0xA20F))) as (cpuid, other):
+    numbers = (ir.IntType(16)(int.from_bytes(one, "little")) for one in (_CPUID, _INTERRUPT))
+    known = (builder.icmp_unsigned("==", instruction, number) for number in numbers)
+    with builder.if_else(builder.or_(*known)) as (cpuid, other):
         with cpuid:
             leaf, subleaf = (builder.load(place(_REGISTERS[name], int32)) for name in ("eax", "ecx"))
             let_cpuid(1)
@@ -136,12 +229,26 @@ def _handler(signal_function):
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def main(program, arguments):
     """Run a Python program as on a CPU with AVX2 and nothing newer."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise click.ClickException("CPUID can be made to fault on x86-64 under Linux only")
     try:
+        if not can_fault() and not _has_copies():
+            _start_with_copies(program, arguments)
         hide()
     except OSError as error:
         raise click.ClickException(str(error)) from None
+    if _has_copies():
+        # Not for processes that the program starts: they are to call `hide` first.
+        os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].partition(os.pathsep)[2]
     sys.argv = [program, *arguments]
     runpy.run_path(program, run_name="__main__")
+
+
+def _start_with_copies(program, arguments):
+    """Be this program again, with the copies of packages in place of what is installed."""
+    folders = os.pathsep.join((str(copy_packages()), os.environ.get("PYTHONPATH", "")))
+    command = [sys.executable, "-m", "tools.avx2_only", program, *arguments]
+    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": folders})
 
 
 if __name__ == "__main__":
