@@ -256,11 +256,41 @@ def _parse_size(context, parameter, value):
     return width, height
 
 
+def network_options(command):
+    """Options of a command that say which network is timed, and on what size: those of `open_network`."""
+    for option in (
+        click.option("--size", default="256x160", callback=_parse_size, help="WIDTHxHEIGHT of the image."),
+        click.option("--model", "model_name", help="Installed model or .h5 file, instead of a preset."),
+        click.option("--bits", default="2-2", help="Weight and activation bits of a preset, W-A."),
+        click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Architecture with random weights."),
+    ):
+        command = option(command)
+    return command
+
+
+def open_network(preset, bits, model_name):
+    """The model that `network_options` name.
+
+    Raises
+    ------
+    click.ClickException
+        They name none.
+    """
+    if (preset is None) == (model_name is None):
+        raise click.UsageError("give either --preset or --model")
+    try:
+        return preset_model(preset, bits) if preset else read_model(find_model(model_name))
+    except BitsegError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def example_image(size):
+    """The example photo as uint8 RGB of a width and a height."""
+    return resize(read_image(PHOTO), size[::-1])
+
+
 @click.command(context_settings={"show_default": True})
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Architecture with random weights.")
-@click.option("--bits", default="2-2", help="Weight and activation bits of a preset, W-A.")
-@click.option("--model", "model_name", help="Installed model or .h5 file, instead of a preset.")
-@click.option("--size", default="256x160", callback=_parse_size, help="WIDTHxHEIGHT of the image.")
+@network_options
 @click.option("--threads", default=1, type=click.IntRange(min=1), help="Threads of every engine.")
 @click.option("--rounds", default=21, type=click.IntRange(min=1), help="Rounds of the interleaved run.")
 @click.option("--json", "json_file", type=click.Path(), help="Write the results to this file.")
@@ -268,17 +298,11 @@ def _parse_size(context, parameter, value):
 @click.option("--memory-of", type=click.Choice(sorted(ENGINES)), hidden=True)
 def main(preset, bits, model_name, size, threads, rounds, json_file, memory, memory_of):
     """Compare bitseg with ONNX Runtime and OpenVINO in fp32 and int8."""
-    try:
-        if (preset is None) == (model_name is None):
-            raise click.UsageError("give either --preset or --model")
-        width, height = size
-        image = resize(read_image(PHOTO), (height, width))
-        if memory_of:
-            click.echo(_measure_memory(ENGINES[memory_of], model_name, height, width, threads, image))
-            return
-        model = preset_model(preset, bits) if preset else read_model(find_model(model_name))
-    except BitsegError as error:
-        raise click.ClickException(str(error)) from None
+    (width, height), image = size, example_image(size)
+    if memory_of:
+        click.echo(_measure_memory(ENGINES[memory_of], model_name, height, width, threads, image))
+        return
+    model = open_network(preset, bits, model_name)
     with tempfile.TemporaryDirectory() as folder:
         engines = {name: engine(model, height, width, threads, folder) for name, engine in ENGINES.items()}
         agreement = float(np.mean(engines["onnxruntime fp32"](image) == engines["openvino fp32"](image)))
