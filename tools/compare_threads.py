@@ -1,6 +1,8 @@
 """What a second thread gains: every fp32 engine and bitseg with one thread and with more, interleaved in one process.
 
     python tools/compare_threads.py --model voc7-w1a2 --size 512x384
+
+Medians are compared, and least times, which others on the same machine disturb less.
 """
 
 import statistics
