@@ -9,6 +9,7 @@ import pytest
 from models import random_model
 
 from bitseg.images import read_image, resize
+from bitseg.kernels.counters import add, read
 from bitseg.kernels.program import kernel
 from bitseg.kernels.sharing import next_row, take_row
 from bitseg.network import operations as operations_module
@@ -16,7 +17,7 @@ from bitseg.network import plan as plan_module
 from bitseg.network.graph import Network
 from bitseg.network.layout import unpack_bit_planes
 from bitseg.network.operations import Operations
-from bitseg.network.plan import Plan, Step, empty_bytes, with_shared_memory
+from bitseg.network.plan import Helpers, Plan, Step, Window, empty_bytes, with_shared_memory
 from bitseg.network.reference import ReferenceOperations
 from bitseg.presets import preset_model
 
@@ -207,6 +208,16 @@ def test_a_forked_process_segments_too():
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_threads_share_memory_only_of_maps_that_no_step_under_way_needs():
+    maps = [np.zeros(100, np.uint8) for _ in range(6)]
+    steps = [Step(str, (), (maps[i],), 1, 1, (maps[i + 1],)) for i in range(5)]
+    shared, _ = with_shared_memory(steps, maps[0], empty_bytes, threads=2)
+    buffers = [shared[0].inputs[0], *(step.outputs[0] for step in shared)]
+    overlap = {(i, j) for j in range(6) for i in range(j) if np.shares_memory(buffers[i], buffers[j])}
+    # The third step begins while some threads are busy with the second one.
+    assert (0, 2) not in overlap and (1, 3) not in overlap and (0, 3) in overlap
+
+
 def test_maps_that_are_not_needed_together_share_memory():
     maps = [np.zeros(size, np.uint8) for size in (100, 300, 200, 100, 50)]
     steps = [Step(str, (), (maps[i],), 1, 1, (maps[i + 1],)) for i in range(4)]
@@ -272,6 +283,59 @@ def test_rows_are_taken_the_more_at_a_time_the_more_it_costs(each_take, rows):
 
 
 @kernel
+def copy_last_row_late(values, counters, share, result):
+    """The last row only after another thread has done a row of the next step."""
+    y = take_row(share)
+    while y < share.height:
+        while y == share.height - 1 and read(counters, 0, 0) == 0:
+            pass
+        result[y] = values[y]
+        y = next_row(share, y)
+
+
+@kernel
+def add_rows(counters, stride, reach, values, share, result):
+    y = take_row(share)
+    while y < share.height:
+        for row in range(max(stride * y - reach, 0), min(stride * y + reach + 1, len(values))):
+            result[y] += values[row]
+        add(counters, 0, 0, 1)
+        y = next_row(share, y)
+
+
+@pytest.mark.parametrize("stride, reach", [(1, 0), (1, 1), (2, 0), (2, 1), (2, 3)])
+def test_a_step_begins_with_rows_that_are_there_and_waits_for_the_others(stride, reach):
+    values, height = np.arange(1, 41), 40 // stride
+    counters, copy, result = np.zeros((1, 1), np.int64), np.zeros(40, np.int64), np.zeros(height, np.int64)
+    steps = [
+        Step(copy_last_row_late, (), (values, counters), 40, 1e9, (copy,)),
+        Step(
+            add_rows, (counters, stride, reach), (copy,), height, 1e9, (result,), window=Window(stride, -reach, reach)
+        ),
+    ]
+    Plan(steps, 2).run(Helpers(1))
+    around = [values[max(stride * y - reach, 0) : stride * y + reach + 1].sum() for y in range(height)]
+    assert result.tolist() == around
+
+
+def test_a_step_needs_all_of_the_one_before_where_it_writes_what_that_one_reads_or_another_input_is_its_result():
+    a, b, c, d = (np.zeros(30, np.uint8) for _ in range(4))
+    window = Window(2, -1, 1)
+
+    def needed(inputs, outputs, window=window):
+        before = Step(None, (), (a, b), 30, 1e9, (c,))
+        rows, _, *part = plan_module._needed(before, 5, Step(None, (), inputs, 15, 1e9, outputs, window=window))
+        return part if rows else None
+
+    assert needed((c, b), (d,)) == [2, -1, 1]
+    assert needed((b,), (d,)) is None
+    everything = [0, 0, 29]
+    assert needed((c, b), (d,), window=None) == everything
+    assert needed((b, c), (d,)) == needed((c, c[:1]), (d,)) == everything
+    assert needed((c,), (b,)) == needed((c,), (d, c)) == everything
+
+
+@kernel
 def run_out_of_memory(share):
     if len(np.empty(2**62, np.uint8)) == share.step:
         take_row(share)
@@ -279,8 +343,8 @@ def run_out_of_memory(share):
 
 def test_an_error_in_one_thread_ends_the_others_and_is_raised():
     steps = [Step(kernel, (), (), 4, 1e9, ()) for kernel in (take_all_rows, run_out_of_memory, take_all_rows)]
-    with ThreadPoolExecutor(2) as pool, pytest.raises(MemoryError, match="what a kernel needs"):
-        Plan(steps, 3).run(pool)
+    with pytest.raises(MemoryError, match="what a kernel needs"):
+        Plan(steps, 3).run(Helpers(2))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
+from threading import Thread
 
 import numba
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 import bitseg
 from bitseg.kernels import program
 from bitseg.kernels.bitplanes import Planes
-from bitseg.kernels.program import Program, kernel, numba_type
+from bitseg.kernels.counters import add as add_to
+from bitseg.kernels.counters import read
+from bitseg.kernels.program import Gate, Program, kernel, numba_type
 from bitseg.kernels.sharing import Share
 
 PROGRAM = """
@@ -135,8 +138,11 @@ def test_a_program_runs_its_kernels_in_order_on_what_their_arguments_hold_by_the
     program.run(1, 2)
     program.run(2)
     assert words[1][0] == 111 + 110 + 5 * (20 + 3)
-    program.run(stop=np.ones(1, np.int64))
-    assert words[1][0] == 111 + 110 + 5 * (20 + 3)
+    gate = Gate()
+    program.run(2, gate=gate)
+    gate.close()
+    program.run(gate=gate)
+    assert words[1][0] == 111 + 110 + 100 + 6 * (20 + 3)
 
 
 def test_a_program_finds_in_another_piece_of_memory_what_lay_in_the_first():
@@ -165,11 +171,37 @@ def test_a_kernel_that_gets_no_memory_raises():
     assert result[0] == 7
 
 
+@kernel
+def wait_and_answer(counters):
+    add_to(counters, 0, 0, 1)
+    while read(counters, 1, 0) == 0:
+        pass
+    add_to(counters, 2, 0, 1)
+
+
+def test_a_gate_is_closed_when_all_have_left():
+    counters, gate = np.zeros((3, 1), np.int64), Gate()
+    program = Program([(wait_and_answer, (counters,))] * 2)
+    inside = Thread(target=program.run, kwargs={"gate": gate})
+    inside.start()
+    while counters[0, 0] == 0:
+        pass
+    closing = Thread(target=gate.close)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive()
+    counters[1, 0] = 1
+    closing.join(60)
+    assert not closing.is_alive()
+    inside.join(60)
+    assert counters[2, 0] == 1  # of the second one, which had not begun, there is nothing
+
+
 def test_types_are_those_that_numba_finds():
     array = np.zeros((4, 6), np.int32)
     read_only = array[:, ::2]
     read_only.flags.writeable = False
-    for value in (array, array.T, read_only, np.float32(1), 7, None, (array, (1, 2)), Share(array, 1, 2, 3, 4)):
+    for value in (array, array.T, read_only, np.float32(1), 7, None, (array, (1, 2)), Share(array, *range(9))):
         assert numba_type(value) == numba.typeof(value)
 
 

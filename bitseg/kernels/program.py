@@ -16,6 +16,7 @@ from numba.extending import intrinsic, typeof_impl
 from numba.np import numpy_support
 
 from .cache import cache_for, folder_of
+from .counters import add, look_again, read
 from .jit import OPTIONS, change_arrays, remove_owner
 
 
@@ -84,6 +85,9 @@ def _refuse(kernel, context):
     raise ValueError(f"{kernel.name} is a kernel, called from Python alone: put what others need of it into a part")
 
 
+NOT_ENOUGH_MEMORY = "not enough memory for what a kernel needs while it runs"
+
+
 class Program:
     """Kernels with their arguments, to be run one after the other.
 
@@ -108,22 +112,23 @@ class Program:
         bound = [bind(arguments) for bind, (_, arguments) in zip(entry_points(calls), calls)]
         self._kept = [arguments for arguments, _, _ in bound], calls if memory is None else kept
         self._steps = np.array([addresses for _, *addresses in bound], np.int64)
-        self._never = np.zeros(1, np.int64)
         self._first, self._size = (0, 0) if memory is None else (memory.ctypes.data, len(memory))
 
     def __len__(self):
         return len(self._steps)
 
-    def run(self, first=0, end=None, stop=None, memory=None):
+    def run(self, first=0, end=None, gate=None, memory=None, failed=None):
         """Run the kernels from number `first` on, before number `end`. Several threads may do so at the same time.
 
         Parameters
         ----------
         first, end : int
-        stop : ndarray of int64, shape (1,), or None
-            No kernel begins any more once this is not 0.
+        gate : Gate or None
+            No kernel begins any more once this is closed.
         memory : ndarray of uint8 or None
             Arrays of the memory that was given at first are at the same place in this one.
+        failed : callable or None
+            Called after a kernel failed, while this thread still is inside the gate.
 
         Raises
         ------
@@ -131,26 +136,68 @@ class Program:
             There is not enough for what a kernel needs while it runs.
         """
         end = len(self) if end is None else end
-        stop = self._never if stop is None else stop
+        gate = Gate() if gate is None else gate
         moved = 0 if memory is None else memory.ctypes.data - self._first
-        if not _runner()(self._steps, first, end, stop, self._first, self._size, moved):
-            raise MemoryError("not enough memory for what a kernel needs while it runs")
+        run = _native(_run_steps, types.int64[:, ::1], *[types.intp] * 5)
+        if not run(gate.counters, self._steps, first, end, self._first, self._size, moved):
+            if failed is not None:
+                failed()
+            gate.leave()
+            raise MemoryError(NOT_ENOUGH_MEMORY)
+
+
+class Gate:
+    """Where all threads that take part in a run come in and leave again.
+
+    Attributes
+    ----------
+    counters : int64
+        How many are inside, and whether it is closed.
+    """
+
+    def __init__(self):
+        self.counters = np.zeros((2, _COUNTERS), np.int64)
+
+    def close(self):
+        """Let nobody begin a kernel any more, and return when none is left inside."""
+        self._add(_CLOSED, 1)
+
+    def leave(self):
+        """Of a thread inside which nothing is left to be done."""
+        self._add(_INSIDE, -1)
+
+    def _add(self, row, value):
+        _native(_change_gate, types.intp, types.int64)(self.counters, row, value)
+
+
+_INSIDE, _CLOSED, _COUNTERS = 0, 1, 8
+"""Rows of a gate's counters, each of which has a cache line; only the first column counts."""
 
 
 @cache
-def _runner():
-    compiled = _with_cache(numba.njit(_run_steps, nogil=True, **OPTIONS), _run_steps)
-    return compiled.compile((types.int64[:, ::1], types.intp, types.intp, types.int64[::1], *[types.intp] * 3))
+def _native(function, *more):
+    """A function of a gate's counters and more numbers, compiled and kept as kernels are."""
+    compiled = _with_cache(numba.njit(function, nogil=True, **OPTIONS), function)
+    return compiled.compile((types.int64[:, ::1], *more))
 
 
-def _run_steps(steps, first, end, stop, memory, size, moved):
-    """Call native functions, each with the address in the second column; False at the first that fails."""
+def _run_steps(gate, steps, first, end, memory, size, moved):
+    """Call native functions, each with the address in the second column; False, still inside, after one that fails."""
+    add(gate, _INSIDE, 0, 1)
     for step in range(first, end):
-        if stop[0]:
-            return True
+        if read(gate, _CLOSED, 0):
+            break
         if _fails(steps[step, 0], steps[step, 1], memory, size, moved):
             return False
+    add(gate, _INSIDE, 0, -1)
     return True
+
+
+def _change_gate(gate, row, value):
+    add(gate, row, 0, value)
+    looks = 0
+    while row == _CLOSED and read(gate, _INSIDE, 0):
+        looks = look_again(looks)
 
 
 _BOUND = ir.FunctionType(ir.IntType(1), [cgutils.intp_t] * 4)

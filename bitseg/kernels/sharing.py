@@ -1,93 +1,60 @@
 """Rows of a step shared out among threads: each takes the next few that nobody has taken, until none is left.
 
-Nobody is told to take part. A thread that comes late, or never, leaves more rows to the others.
+Nobody is told to take part. A thread that comes late, or never, leaves more rows to the others. A thread goes on to the
+next step while others are still busy with this one, and waits for those rows that it needs.
 """
 
-import os
 from collections import namedtuple
 
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
-
+from .counters import add, look_again, read
 from .jit import part, routine
 from .program import kernel
 
-Share = namedtuple("Share", "counters step height rows before")
+Share = namedtuple("Share", "counters step height rows finished before rows_before stride first last")
 """How a step is shared out.
 
-counters : int64, shape (steps, COUNTERS)
-    Rows taken and rows finished of each step, in columns `TAKEN` and `FINISHED`, a cache line each.
+counters : int64, shape (steps, FINISHED + parts)
+    Rows taken of each step in column `TAKEN`; from column `FINISHED` on, for each part of its rows, whether it is
+    finished: not 0.
 step : int
 height : int
     Rows of the step.
 rows : int
-    How many a thread takes at a time.
-before : int
-    Rows of the step before, which must be finished; 0 for the first step.
+    How many a thread takes at a time: a part, of which the last may have fewer.
+finished : int
+    Parts of the last step but one, all of which must be finished before this one begins; 0: there is none.
+before, rows_before : int
+    Rows of the step before, and how many of them are a part. None are waited for if `before` is 0.
+stride, first, last : int
+    Row y needs those from ``stride * y + first`` to ``stride * y + last`` of the step before, as far as they exist.
 """
 
-TAKEN, FINISHED, COUNTERS = 0, 8, 16
-
-LOOKS = 20_000
-"""Looks at a counter before the processor is given to somebody else: some 10 microseconds."""
-
-if hasattr(os, "sched_yield"):
-    _give_way = types.ExternalFunction("sched_yield", types.int32())
-else:
-
-    @part
-    def _give_way():
-        """The system takes the processor away by itself, if later."""
-
-
-def _place(context, builder, array_type, array, row, column):
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [builder.add(builder.mul(row, ir.IntType(64)(COUNTERS)), column)])
-
-
-@intrinsic
-def _add(typing_context, counters, row, column, value):
-    """Add to a counter and return what it was, in one step for all threads."""
-
-    def code(context, builder, signature, values):
-        place = _place(context, builder, signature.args[0], *values[:3])
-        return builder.atomic_rmw("add", place, values[3], "seq_cst")
-
-    return types.int64(counters, types.intp, types.intp, types.int64), code
-
-
-@intrinsic
-def _read(typing_context, counters, row, column):
-    """Read a counter; what other threads wrote before they added to it is then visible."""
-
-    def code(context, builder, signature, values):
-        return builder.load_atomic(_place(context, builder, signature.args[0], *values), "acquire", 8)
-
-    return types.int64(counters, types.intp, types.intp), code
+TAKEN, FINISHED = 0, 8
+"""Columns of counters; what is taken has a cache line to itself."""
 
 
 @kernel
-def wait_for(counters, step, height):
-    """Return when that many rows of a step are finished."""
-    _wait_for(counters, step, height)
+def wait_for(counters, step, parts):
+    """Return when all of a step is finished."""
+    _wait_for(counters, step, 0, parts)
 
 
 @routine
-def _wait_for(counters, step, height):
-    looks = 0
-    while _read(counters, step, FINISHED) < height:
-        looks += 1
-        if looks % LOOKS == 0:
-            _give_way()
+def _wait_for(counters, step, first, end):
+    """Return when parts `first` to `end` of a step are finished."""
+    for number in range(first, end):
+        looks = 0
+        while read(counters, step, FINISHED + number) == 0:
+            looks = look_again(looks)
 
 
 @part
 def take_row(share):
-    """The first row for this thread, once the step before is finished; the height of the step if none is left."""
-    if share.before:
-        _wait_for(share.counters, share.step - 1, share.before)
-    return min(_add(share.counters, share.step, TAKEN, share.rows), share.height)
+    """The first row for this thread, once what it needs is there; the height of the step if none is left."""
+    if share.finished:
+        # With those all earlier ones are: this thread has waited for them before.
+        _wait_for(share.counters, share.step - 2, 0, share.finished)
+    return _take(share)
 
 
 @part
@@ -95,8 +62,21 @@ def next_row(share, y):
     """The row for this thread after it has finished row `y`; the height of the step if there is none."""
     if (y + 1) % share.rows and y + 1 < share.height:
         return y + 1
-    _add(share.counters, share.step, FINISHED, y % share.rows + 1)
-    return min(_add(share.counters, share.step, TAKEN, share.rows), share.height)
+    add(share.counters, share.step, FINISHED + y // share.rows, 1)
+    return _take(share)
+
+
+@part
+def _take(share):
+    y = add(share.counters, share.step, TAKEN, share.rows)
+    if y >= share.height:
+        return share.height
+    if share.before:
+        last_row = min(y + share.rows, share.height) - 1
+        first = min(max(share.stride * y + share.first, 0), share.before - 1)
+        last = max(min(share.stride * last_row + share.last, share.before - 1), 0)
+        _wait_for(share.counters, share.step - 1, first // share.rows_before, last // share.rows_before + 1)
+    return y
 
 
 @part

@@ -7,7 +7,6 @@ import math
 import os
 import threading
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from .layout import (
     sum_steps,
     with_rising_results,
 )
-from .plan import Plan, Step, Workspace, empty_bytes, placeholder, with_shared_memory
+from .plan import Helpers, Plan, Step, Window, Workspace, empty_bytes, placeholder, with_shared_memory
 
 KEPT_PLANS = 32
 """Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes."""
@@ -110,7 +109,7 @@ class Operations:
             function(image)
         finally:
             del self._planning.steps
-        steps, placed = with_shared_memory(steps, image, allocate)
+        steps, placed = with_shared_memory(steps, image, allocate, self.threads)
         return Plan(steps, self.threads, placed)
 
     def execute(self, plan, image, times=None):
@@ -182,11 +181,8 @@ class Operations:
         result = self._planes(height, width, layer.convolution, layer.convolution.output_bits)
         largest = np.float32(2**layer.convolution.output_bits - 1)
         constants = layer.filters, layer.steps, largest
-        work = _nanoseconds(height * width, layer)
-        each_take = _each_take(layer)
-        self._step(
-            work, height, bits.convolve_to_planes, constants, (activation,), (width, result), each_take=each_take
-        )
+        work, more = _nanoseconds(height * width, layer), {"each_take": _each_take(layer), "window": _window(layer)}
+        self._step(work, height, bits.convolve_to_planes, constants, (activation,), (width, result), **more)
         return result
 
     def convolve_to_stream(self, features, layer, rounding):
@@ -202,7 +198,8 @@ class Operations:
         height, width = self._output_size(features, layer)
         scores = np.empty((layer.convolution.out_channels, height, width), np.float32)
         work = _nanoseconds(height * width, layer)
-        self._step(work, height, bits.convolve_to_scores, (layer.filters,), (features,), (scores,))
+        window = _window(layer)
+        self._step(work, height, bits.convolve_to_scores, (layer.filters,), (features,), (scores,), window=window)
         return scores
 
     def upsample2x(self, scores):
@@ -256,7 +253,8 @@ class Operations:
             planes = self._planes(height, width, layer.convolution, rounding.activation_bits)
         constants = layer.filters, _kernel_rounding(rounding, bound), multiplier, projecting
         inputs = features, shortcut, block_input
-        self._step(work, height, bits.convolve_to_stream, constants, inputs, (stream, planes), shortcut, each_take)
+        outputs, more = (stream, planes), {"updated": shortcut, "each_take": each_take, "window": _window(layer)}
+        self._step(work, height, bits.convolve_to_stream, constants, inputs, outputs, **more)
         return stream, planes
 
     def _output_size(self, features, layer):
@@ -280,9 +278,9 @@ class Operations:
         zeros = placeholder if hasattr(self._planning, "steps") else np.zeros
         return bit_planes(height, width, convolution.out_channels, bits, zeros=zeros)
 
-    def _step(self, nanoseconds, height, kernel, constants, inputs, outputs, updated=None, each_take=0):
-        """Run a kernel on rows 0 to `height`, or make it the next step of the plan."""
-        step = Step(kernel, constants, inputs, height, nanoseconds, outputs, updated, each_take)
+    def _step(self, nanoseconds, height, kernel, constants, inputs, outputs, **more):
+        """Run a kernel on rows 0 to `height`, or make it the next step of the plan: a `Step` of these fields."""
+        step = Step(kernel, constants, inputs, height, nanoseconds, outputs, **more)
         steps = getattr(self._planning, "steps", None)
         if steps is None:
             Plan([step], self.threads).run(self._helpers())
@@ -290,12 +288,18 @@ class Operations:
             steps.append(step)
 
     def _helpers(self):
-        """The pool of threads; a forked process has none of its parent's and gets its own."""
+        """The other threads; a forked process has none of its parent's and gets its own."""
         if self.threads > 1 and self._pool_process != os.getpid():
             # In this order: a thread that sees the process sees its pool.
-            self._pool = ThreadPoolExecutor(self.threads - 1, "bitseg")
+            self._pool = Helpers(self.threads - 1)
             self._pool_process = os.getpid()
         return self._pool
+
+
+def _window(layer):
+    """Rows of its input that a row of a convolution needs."""
+    convolution = layer.convolution
+    return Window(convolution.stride, -convolution.padding, convolution.kernel - 1 - convolution.padding)
 
 
 def _size_of_stream_reader(stream, convolution):

@@ -2,14 +2,18 @@
 
 import bisect
 import time
+import weakref
 from collections import namedtuple
-from itertools import accumulate
+from contextlib import suppress
+from itertools import accumulate, product
+from queue import SimpleQueue
+from threading import Thread
 
 import numpy as np
 
 from ..kernels.jit import CACHE_LINE, empty_aligned
-from ..kernels.program import Program
-from ..kernels.sharing import COUNTERS, Share, wait_for
+from ..kernels.program import NOT_ENOUGH_MEMORY, Gate, Program
+from ..kernels.sharing import FINISHED, Share, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 2_500
 """Rows are taken by about this much work at a time: taking some costs a thread some tenths of a microsecond."""
@@ -31,21 +35,27 @@ HUGE_PAGE = 2 * 2**20
 KEPT_BYTES = 64 * 2**20
 """Memory that stays after a larger image, for smaller ones: a network takes 3 MB for 384x384."""
 
-Step = namedtuple("Step", "kernel constants inputs height nanoseconds outputs updated each_take", defaults=[None, 0])
+Step = namedtuple(
+    "Step", "kernel constants inputs height nanoseconds outputs updated each_take window", defaults=[None, 0, None]
+)
 """One call of a kernel: ``kernel(*constants, *inputs, share, *outputs)`` on `height` rows, about `nanoseconds` of work.
 
 The constants are those of the layer; what another step has written is in the inputs. `updated` is None, or an input in
 whose place the first output may be written: of either the kernel needs a value no longer once it has written the other.
 `each_take` are the nanoseconds it spends each time it takes rows, however few.
+`window` is a `Window`, or None: row y may need any row of the inputs.
 """
+
+Window = namedtuple("Window", "stride first last")
+"""Row y needs rows ``stride * y + first`` to ``stride * y + last`` of the step's first input, as far as they exist."""
 
 
 class Plan:
     """Steps that are run one after the other, each by all threads together.
 
-    Every thread goes through all of the steps: in each it takes rows until none is left, then waits for the others
-    at the next one. None is needed: whoever does not come, because all processors are busy or because the process is
-    the child of a fork, leaves its rows to the others.
+    Every thread goes through all of the steps: in each it takes rows until none is left, then goes on to the next one,
+    where it waits for the others as far as it needs their rows. None is needed: whoever does not come, because all
+    processors are busy or because the process is the child of a fork, leaves its rows to the others.
 
     Parameters
     ----------
@@ -65,14 +75,16 @@ class Plan:
     """
 
     def __init__(self, steps, threads, placed=None):
-        counters = np.zeros((len(steps), COUNTERS), np.int64) if placed is None else placed.counters
+        counters = np.zeros(counters_shape(steps, threads), np.int64) if placed is None else placed.counters
         rows = [_rows_at_a_time(step, threads) for step in steps]
-        heights = [0, *(step.height for step in steps)]
+        parts = [-(-step.height // taken) for step, taken in zip(steps, rows)]
         calls = []
-        for number, (step, taken, before) in enumerate(zip(steps, rows, heights)):
-            share = Share(counters, number, step.height, taken, before)
+        for number, step in enumerate(steps):
+            finished = parts[number - 2] if number > 1 else 0
+            needed = _needed(steps[number - 1], rows[number - 1], step) if number else (0, 0, 0, 0, 0)
+            share = Share(counters, number, step.height, rows[number], finished, *needed)
             calls.append((step.kernel, (*step.constants, *step.inputs, share, *step.outputs)))
-        calls.append((wait_for, (counters, len(steps) - 1, heights[-1])))
+        calls.append((wait_for, (counters, len(steps) - 1, parts[-1])))
         if placed is None:
             self.size, self._program, self._counters = 0, Program(calls), counters
         else:
@@ -81,8 +93,7 @@ class Plan:
             self._image, self._counters = _Place.of(placed.image, memory), _Place.of(counters, memory)
             self._result = _Place.of(steps[-1].outputs[0], memory)
         work = sum(step.nanoseconds for step in steps)
-        parts = max(-(-step.height // taken) for step, taken in zip(steps, rows))
-        self.most_helpers = min(threads, parts) - 1 if work >= NANOSECONDS_WORTH_A_HELPER else 0
+        self.most_helpers = min(threads, max(parts)) - 1 if work >= NANOSECONDS_WORTH_A_HELPER else 0
         self._stepwise = work > STEPWISE_NANOSECONDS
 
     def execute(self, image, pool, memory, times=None):
@@ -99,7 +110,7 @@ class Plan:
 
         Parameters
         ----------
-        pool : concurrent.futures.Executor or None
+        pool : Helpers or None
             Needed where `most_helpers` is above 0.
         memory : ndarray of uint8 or None
             This run's, for steps that were placed in memory.
@@ -107,30 +118,78 @@ class Plan:
             Receives the time, of `time.perf_counter`, at which no row was left in each step.
         """
         counters = self._counters if memory is None else self._counters.in_memory(memory)
-        run = _Run(memory, counters, np.zeros(1, np.int64))
+        run = _Run(memory, counters)
         counters[:] = 0
-        helpers = [pool.submit(self._work, run) for _ in range(self.most_helpers)]
-        self._work(run, times)
-        run.over[0] = True
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        for _ in range(self.most_helpers):
+            pool.call(self._work, run)
+        try:
+            self._work(run, times)
+        finally:
+            run.gate.close()
+        if run.failed:
+            raise MemoryError(NOT_ENOUGH_MEMORY)
 
     def _work(self, run, times=None):
         try:
             alone = len(self._program) - 1 if self._stepwise or times is not None else 0
             for step in range(alone):
-                self._program.run(step, step + 1, run.over, run.memory)
+                self._program.run(step, step + 1, run.gate, run.memory, run.fail)
                 if times is not None:
                     times.append(time.perf_counter())
-            self._program.run(alone, None, run.over, run.memory)
+            self._program.run(alone, None, run.gate, run.memory, run.fail)
         except BaseException:
-            # Nobody shall wait for the rows that this thread had taken: every step counts as finished.
-            run.counters[:] = np.iinfo(np.int64).max // 2
+            run.fail()
             raise
 
 
-_Run = namedtuple("_Run", "memory counters over")
+class _Run:
+    """One run of a plan: its memory, and what its threads let one another know."""
+
+    def __init__(self, memory, counters):
+        self.memory, self.counters, self.gate, self.failed = memory, counters, Gate(), False
+
+    def fail(self):
+        """Let nobody wait for the rows that a thread had taken: every step counts as finished."""
+        self.failed = True
+        self.counters[:] = np.iinfo(np.int64).max // 2
+
+
+class Helpers:
+    """Threads that take part in runs of plans, started as they are called.
+
+    An executor of the standard library would take a tenth of a millisecond longer for each run.
+
+    Parameters
+    ----------
+    number : int
+        How many there may be.
+    """
+
+    def __init__(self, number):
+        self._number, self._threads, self._calls = number, [], SimpleQueue()
+        weakref.finalize(self, _let_end, self._calls, number)
+
+    def call(self, function, *arguments):
+        """Let a thread call a function that raises nothing but MemoryError, as soon as one is free."""
+        self._calls.put((function, arguments))
+        if len(self._threads) < self._number:
+            # None is waited for when the process ends.
+            self._threads.append(Thread(target=_serve, args=(self._calls,), name="bitseg", daemon=True))
+            self._threads[-1].start()
+
+
+def _serve(calls):
+    while call := calls.get():
+        function, arguments = call
+        with suppress(MemoryError):
+            function(*arguments)
+        # What they hold is not needed until the next call.
+        del call, function, arguments
+
+
+def _let_end(calls, number):
+    for _ in range(number):
+        calls.put(None)
 
 
 class _Place(namedtuple("_Place", "shape dtype offset")):
@@ -159,6 +218,27 @@ def _rows_at_a_time(step, threads):
         return -(-step.height // (rows * threads)) * rows
 
     return min([*range(wanted, max(wanted // 2, 1) - 1, -1), equal], key=longest)
+
+
+def counters_shape(steps, threads):
+    """Shape of the counters of a plan."""
+    most_parts = max(-(-step.height // _rows_at_a_time(step, threads)) for step in steps)
+    return len(steps), -(-(FINISHED + most_parts) // FINISHED) * FINISHED
+
+
+def _needed(before, rows_before, step):
+    """What a step needs of the one before it: the last fields of a `Share`.
+
+    Both may be under way at the same time, so all is needed if one writes where the other reads or writes.
+    """
+    read, written = _arrays(before.inputs), _arrays(before.outputs)
+    if not any(np.may_share_memory(*pair) for pair in product(_arrays(step.outputs), [*read, *written])):
+        needed = [any(np.may_share_memory(*pair) for pair in product(_arrays(value), written)) for value in step.inputs]
+        if not any(needed):
+            return 0, rows_before, 0, 0, 0
+        if step.window and not any(needed[1:]):
+            return before.height, rows_before, *step.window
+    return before.height, rows_before, 0, 0, before.height - 1
 
 
 def empty_bytes(size):
@@ -201,7 +281,7 @@ Placed = namedtuple("Placed", "memory image counters")
 """A piece of memory, and the image and a plan's counters in it."""
 
 
-def with_shared_memory(steps, image, allocate):
+def with_shared_memory(steps, image, allocate, threads=1):
     """Give steps other arrays to read and write, in one piece of memory where none lies on another that is needed.
 
     What a step makes of an input that nobody needs afterwards takes its place, if it may. Arrays of one lifetime lie
@@ -214,13 +294,15 @@ def with_shared_memory(steps, image, allocate):
         Written before the first step.
     allocate : callable
         Gives that memory: at least so many bytes of uint8, from the beginning of a cache line.
+    threads : int
+        Threads that a plan of the steps will be for.
 
     Returns
     -------
     list of Step
     Placed
     """
-    counters = placeholder((len(steps), COUNTERS), np.int64)
+    counters = placeholder(counters_shape(steps, threads), np.int64)
     uses = {id(image): (image, 0), id(counters): (counters, 0)}
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
@@ -235,8 +317,10 @@ def with_shared_memory(steps, image, allocate):
             last_use[id(step.updated)] = last_use[id(step.outputs[0])]
             del uses[id(step.outputs[0])]
     blocks = {}
+    # Of several threads some are busy with a step when others begin the next one.
+    more = 1 if threads > 1 else 0
     for array, first in uses.values():
-        blocks.setdefault((first, last_use[id(array)]), []).append(array)
+        blocks.setdefault((first, last_use[id(array)] + more), []).append(array)
     placed, places = [], {}
     for (first, last), arrays in sorted(blocks.items(), key=lambda block: -sum(map(_memory, block[1]))):
         ends = list(accumulate(map(_memory, arrays), initial=0))
