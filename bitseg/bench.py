@@ -66,10 +66,7 @@ def time_operations(model, height, width, threads=None, kernel="auto", rounds=11
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     size = height, width
 
-    def label_map(image):
-        return recorder.label_map(network.compute_scores(image), size, size)
-
-    plan = operations.plan(label_map, image.shape)
+    plan = operations.plan(network.compute_label_map, image.shape, size, size)
     runs = []
     for _ in range(rounds + 2):
         times = [time.perf_counter()]

@@ -161,6 +161,24 @@ def test_one_plan_may_be_run_in_several_pieces_of_memory_at_once():
         assert all(np.array_equal(run.result(), scores) for run, scores in zip(runs, expected))
 
 
+def test_label_maps_are_part_of_the_plan_where_photos_of_one_size_follow_one_another():
+    operations = Operations(2)
+    network, plain = Network(random_model(), operations), Network(random_model(), ReferenceOperations())
+
+    def planned(shape, inside, seed):
+        """Functions that were planned until a label map was made, the latest last."""
+        image = random_image(64, 96, seed)
+        assert np.array_equal(network.label_map(image, shape, inside), plain.label_map(image, shape, inside))
+        return [function.__name__ for function, *_ in operations._plans]
+
+    assert planned((60, 90), (60, 90), 0) == ["compute_scores"]
+    assert planned((61, 90), (60, 90), 1) == ["compute_scores"]
+    assert planned([61, 90], [60, 90], 2) == ["compute_scores", "compute_label_map"]
+    assert planned((61, 90), (60, 90), 3) == ["compute_scores", "compute_label_map"]
+    assert planned((60, 90), (60, 90), 4) == ["compute_label_map", "compute_scores"]
+    assert planned((60, 90), (60, 90), 5) == ["compute_label_map", "compute_scores", "compute_label_map"]
+
+
 def test_as_many_pieces_of_memory_are_kept_as_were_needed_at_a_time():
     operations = Operations(1)
     network, image = Network(random_model(), operations), random_image(64, 64, 0)

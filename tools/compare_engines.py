@@ -43,6 +43,10 @@ LEAST_AGREEMENT = 0.999
 """Share of pixels on which the two fp32 engines must agree: they differ in the order of sums only."""
 
 
+PAUSE = 0.1
+"""Seconds after which threads of ONNX Runtime no longer look for work; after 0.03 they do not either."""
+
+
 class BitsegEngine:
     """bitseg itself."""
 
@@ -177,8 +181,8 @@ def time_engines(engines, image, rounds, wakes=False, warm_up=2):
     """Milliseconds of every round, a dict of lists: each round times every engine once, in turn.
 
     wakes : bool
-        Run an engine once more before it is timed. Its threads are awake then, and those of the engine before, which
-        look for more work for a while and would take a processor from it, asleep.
+        Pause, and run an engine once more before it is timed. Its threads are awake then, and those of the engine
+        before asleep: these look for more work for some milliseconds, and would take a processor from it.
     """
     for engine in engines.values():
         for _ in range(warm_up):
@@ -188,6 +192,7 @@ def time_engines(engines, image, rounds, wakes=False, warm_up=2):
     for _ in range(rounds):
         for name, engine in engines.items():
             if wakes:
+                time.sleep(PAUSE)
                 engine(image)
             began = time.perf_counter()
             engine(image)

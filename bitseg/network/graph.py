@@ -31,6 +31,7 @@ class Network:
     def __init__(self, model, operations):
         self.architecture, self.preprocessing = model.architecture, model.preprocessing
         self.operations = operations
+        self._latest_sizes = None
         self.layers = {
             name: (operations.prepare_stem if name == STEM else operations.prepare)(convolution, model.layers[name])
             for name, convolution in model.architecture.convolutions().items()
@@ -99,8 +100,17 @@ class Network:
         ndarray of uint8, shape `shape`
             Class ids.
         """
-        # No part of the plan: photos of many sizes are padded to few.
+        self._check(image)
+        sizes = image.shape, tuple(shape), tuple(inside)
+        # Photos of many sizes are padded to few: only where the same come again are the last steps part of the plan.
+        again, self._latest_sizes = self._latest_sizes == sizes, sizes
+        if again:
+            return self.operations.run(self.compute_label_map, image, *sizes[1:])
         return self.operations.label_map(self.scores(image), shape, inside)
+
+    def compute_label_map(self, image, shape, inside):
+        """`label_map` without checks and plan: the operations one by one."""
+        return self.operations.label_map(self.compute_scores(image), shape, inside)
 
     def _encode(self, image):
         """Feature maps of the four stages, fine to coarse: activations, or streams where the decoder reads these."""

@@ -73,8 +73,8 @@ class Operations:
         self._plans, self._idle_workspaces = {}, []
         self._planning = threading.local()
 
-    def run(self, function, image):
-        """``function(image)``, planned once for an image's shape.
+    def run(self, function, image, *more):
+        """``function(image, *more)``, planned once for an image's shape and all other arguments.
 
         The latest `KEPT_PLANS` are kept, and as much memory as the calls needed that were there at the same time.
 
@@ -83,6 +83,7 @@ class Operations:
         function : callable
             Calls operations of this object and returns the result of the last one.
         image : ndarray of uint8
+        more : hashable
 
         Returns
         -------
@@ -90,23 +91,23 @@ class Operations:
         """
         workspace = self._workspace()
         # Not under a lock, which a fork could find taken: dicts and lists lose and gain one element at once.
-        key = function, image.shape
-        plan = self._plans.get(key) or self.plan(function, image.shape, workspace.memory)
+        key = function, image.shape, *more
+        plan = self._plans.get(key) or self.plan(function, image.shape, *more, allocate=workspace.memory)
         self._plans.pop(key, None)
         self._plans[key] = plan
         for oldest in list(self._plans)[:-KEPT_PLANS]:
             self._plans.pop(oldest, None)
         return self._execute(plan, image, workspace)
 
-    def plan(self, function, shape, allocate=empty_bytes):
-        """The `plan.Plan` of ``function(image)`` for images of a shape; nothing is computed.
+    def plan(self, function, shape, *more, allocate=empty_bytes):
+        """The `plan.Plan` of ``function(image, *more)`` for images of a shape; nothing is computed.
 
         It is made with memory from `allocate`, see `plan.with_shared_memory`, but does not keep it.
         """
         image = placeholder(shape, np.uint8)
         self._planning.steps = steps = []
         try:
-            function(image)
+            function(image, *more)
         finally:
             del self._planning.steps
         steps, placed = with_shared_memory(steps, image, allocate, self.threads)

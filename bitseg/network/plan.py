@@ -120,26 +120,25 @@ class Plan:
         counters = self._counters if memory is None else self._counters.in_memory(memory)
         run = _Run(memory, counters)
         counters[:] = 0
-        for _ in range(self.most_helpers):
-            pool.call(self._work, run)
         try:
+            for _ in range(self.most_helpers):
+                pool.call(self._work, run)
             self._work(run, times)
+        except BaseException:
+            run.fail()
+            raise
         finally:
             run.gate.close()
         if run.failed:
             raise MemoryError(NOT_ENOUGH_MEMORY)
 
     def _work(self, run, times=None):
-        try:
-            alone = len(self._program) - 1 if self._stepwise or times is not None else 0
-            for step in range(alone):
-                self._program.run(step, step + 1, run.gate, run.memory, run.fail)
-                if times is not None:
-                    times.append(time.perf_counter())
-            self._program.run(alone, None, run.gate, run.memory, run.fail)
-        except BaseException:
-            run.fail()
-            raise
+        alone = len(self._program) - 1 if self._stepwise or times is not None else 0
+        for step in range(alone):
+            self._program.run(step, step + 1, run.gate, run.memory, run.fail)
+            if times is not None:
+                times.append(time.perf_counter())
+        self._program.run(alone, None, run.gate, run.memory, run.fail)
 
 
 class _Run:
@@ -149,7 +148,10 @@ class _Run:
         self.memory, self.counters, self.gate, self.failed = memory, counters, Gate(), False
 
     def fail(self):
-        """Let nobody wait for the rows that a thread had taken: every step counts as finished."""
+        """Let nobody wait for the rows that a thread had taken: every step counts as finished.
+
+        To be called by a thread that is inside the gate, or has not closed it yet: afterwards the memory is another's.
+        """
         self.failed = True
         self.counters[:] = np.iinfo(np.int64).max // 2
 
@@ -174,8 +176,10 @@ class Helpers:
         self._calls.put((function, arguments))
         if len(self._threads) < self._number:
             # None is waited for when the process ends.
-            self._threads.append(Thread(target=_serve, args=(self._calls,), name="bitseg", daemon=True))
-            self._threads[-1].start()
+            thread = Thread(target=_serve, args=(self._calls,), name="bitseg", daemon=True)
+            with suppress(RuntimeError):  # as many as the system allows
+                thread.start()
+                self._threads.append(thread)
 
 
 def _serve(calls):

@@ -200,9 +200,9 @@ def label_map(scores, shape, inside):
 class ReferenceOperations:
     """The operations of `graph.Network` in plain NumPy; a feature map is its array of codes."""
 
-    def run(self, function, image):
-        """``function(image)``."""
-        return function(image)
+    def run(self, function, image, *more):
+        """``function(image, *more)``."""
+        return function(image, *more)
 
     def prepare(self, convolution, weights):
         """A `Layer` of a convolution and its `model_file.LayerWeights`."""
