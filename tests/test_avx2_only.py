@@ -1,12 +1,17 @@
 """`tools.avx2_only`: a program that finds no more than AVX2, and that otherwise runs as it would."""
 
 import json
+import platform
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tools import avx2_only
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +58,17 @@ def test_another_fault_ends_the_process_as_ever(tmp_path, launcher):
     program = tmp_path / "fault.py"
     program.write_text("import ctypes; ctypes.string_at(0)")
     assert run(launcher, program).returncode == -signal.SIGSEGV
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="a CPU of another kind")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump, of binutils")
+def test_of_a_library_nothing_but_its_cpuid_is_replaced():
+    library = next(Path(np.__file__).parent.rglob("_multiarray_umath*.so"))
+    before = np.frombuffer(library.read_bytes(), np.uint8)
+    after = np.frombuffer(avx2_only.without_cpuid(library), np.uint8)
+    (changed,) = np.nonzero(before != after)
+    assert len(changed) and set(before[changed]) == {0x0F} and set(after[changed]) == {0xCD}
+    assert set(before[changed + 1]) == {0xA2}
 
 
 def test_a_program_that_is_not_there_is_refused():

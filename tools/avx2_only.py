@@ -27,6 +27,8 @@ from pathlib import Path
 import click
 from llvmlite import binding, ir
 
+from bitseg.files import write_safely
+
 PACKAGES = ("llvmlite", "numpy", "numpy.libs", "onnx", "onnxruntime", "openvino")
 """Folders of installed packages that choose their ways by what the CPU has."""
 
@@ -113,6 +115,8 @@ def copy_packages():
     if shutil.which("objdump") is None:
         raise OSError("this CPU does not let CPUID fault, and copies of libraries without it need objdump (binutils)")
     installed = Path(sysconfig.get_path("platlib"))
+    if not _copies().exists():
+        click.echo("copying libraries without CPUID once; this takes a minute", err=True)
     for package in PACKAGES:
         for source in (installed / package).rglob("*"):
             copy = _copies() / source.relative_to(installed)
@@ -120,24 +124,17 @@ def copy_packages():
                 continue
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.unlink(missing_ok=True)
-            content = source.read_bytes() if ".so" in source.name else b""
-            if _CPUID in content:
-                _write(copy, _without_cpuid(source, content))
+            if ".so" in source.name and _CPUID in source.read_bytes():
+                with write_safely(copy, OSError) as file:
+                    file.write(without_cpuid(source))
             else:
                 copy.symlink_to(source)
     return _copies()
 
 
-def _write(path, content):
-    """Write a file whole or not at all: a part of a library would be used as if it were one."""
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
-
-
-def _without_cpuid(path, content):
-    """Content of a library, an ELF file, with every CPUID replaced."""
-    content = bytearray(content)
+def without_cpuid(path):
+    """Content of a library, an ELF file, with every CPUID replaced by another instruction of two bytes, see `hide`."""
+    content = bytearray(path.read_bytes())
     command = ["objdump", "--disassemble", "--no-show-raw-insn", "--wide", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         for line in process.stdout:
