@@ -75,13 +75,14 @@ class Plan:
     """
 
     def __init__(self, steps, threads, placed=None):
-        counters = np.zeros(counters_shape(steps, threads), np.int64) if placed is None else placed.counters
-        rows = [_rows_at_a_time(step, threads) for step in steps]
-        parts = [-(-step.height // taken) for step, taken in zip(steps, rows)]
+        rows = [_rows_at_a_time(step, threads) for step in steps] if placed is None else placed.rows
+        parts = _parts(steps, rows)
+        counters = np.zeros(_counters_shape(parts), np.int64) if placed is None else placed.counters
         calls = []
         for number, step in enumerate(steps):
-            finished = parts[number - 2] if number > 1 else 0
-            needed = _needed(steps[number - 1], rows[number - 1], step) if number else (0, 0, 0, 0, 0)
+            # One thread has finished all that it needs.
+            finished = parts[number - 2] if threads > 1 and number > 1 else 0
+            needed = _needed(steps[number - 1], rows[number - 1], step) if threads > 1 and number else (0, 0, 0, 0, 0)
             share = Share(counters, number, step.height, rows[number], finished, *needed)
             calls.append((step.kernel, (*step.constants, *step.inputs, share, *step.outputs)))
         calls.append((wait_for, (counters, len(steps) - 1, parts[-1])))
@@ -224,10 +225,14 @@ def _rows_at_a_time(step, threads):
     return min([*range(wanted, max(wanted // 2, 1) - 1, -1), equal], key=longest)
 
 
-def counters_shape(steps, threads):
-    """Shape of the counters of a plan."""
-    most_parts = max(-(-step.height // _rows_at_a_time(step, threads)) for step in steps)
-    return len(steps), -(-(FINISHED + most_parts) // FINISHED) * FINISHED
+def _parts(steps, rows):
+    """How many parts each step has of so many rows."""
+    return [-(-step.height // taken) for step, taken in zip(steps, rows)]
+
+
+def _counters_shape(parts):
+    """Shape of the counters of a plan, in whole cache lines."""
+    return len(parts), -(-(FINISHED + max(parts)) // FINISHED) * FINISHED
 
 
 def _needed(before, rows_before, step):
@@ -235,9 +240,9 @@ def _needed(before, rows_before, step):
 
     Both may be under way at the same time, so all is needed if one writes where the other reads or writes.
     """
-    read, written = _arrays(before.inputs), _arrays(before.outputs)
-    if not any(np.may_share_memory(*pair) for pair in product(_arrays(step.outputs), [*read, *written])):
-        needed = [any(np.may_share_memory(*pair) for pair in product(_arrays(value), written)) for value in step.inputs]
+    written = _bounds(before.outputs)
+    if not _overlap(_bounds(step.outputs), _bounds(before.inputs) + written):
+        needed = [_overlap(_bounds(value), written) for value in step.inputs]
         if not any(needed):
             return 0, rows_before, 0, 0, 0
         if step.window and not any(needed[1:]):
@@ -281,8 +286,18 @@ def placeholder(shape, dtype):
     return np.ndarray(shape, dtype, _NO_MEMORY, strides=(0,) * len(shape))
 
 
-Placed = namedtuple("Placed", "memory image counters")
-"""A piece of memory, and the image and a plan's counters in it."""
+Placed = namedtuple("Placed", "memory image counters rows")
+"""A piece of memory, the image and a plan's counters in it, and how many rows of each step a thread takes at a time."""
+
+
+def _bounds(value):
+    """Addresses of the first byte, and of that after the last one, of each array in nested tuples."""
+    starts = [(array.__array_interface__["data"][0], array.nbytes) for array in _arrays(value)]
+    return [(start, start + size) for start, size in starts]
+
+
+def _overlap(some, others):
+    return any(start < other_end and other < end for (start, end), (other, other_end) in product(some, others))
 
 
 def with_shared_memory(steps, image, allocate, threads=1):
@@ -306,7 +321,8 @@ def with_shared_memory(steps, image, allocate, threads=1):
     list of Step
     Placed
     """
-    counters = placeholder(counters_shape(steps, threads), np.int64)
+    rows = [_rows_at_a_time(step, threads) for step in steps]
+    counters = placeholder(_counters_shape(_parts(steps, rows)), np.int64)
     uses = {id(image): (image, 0), id(counters): (counters, 0)}
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
@@ -346,7 +362,7 @@ def with_shared_memory(steps, image, allocate, threads=1):
         step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
         for step in steps
     ]
-    return steps, Placed(memory, buffers[id(image)], buffers[id(counters)])
+    return steps, Placed(memory, buffers[id(image)], buffers[id(counters)], rows)
 
 
 _Block = namedtuple("_Block", "start end first last")
