@@ -342,7 +342,8 @@ def test_a_step_needs_all_of_the_one_before_where_it_writes_what_that_one_reads_
 
     def needed(inputs, outputs, window=window):
         before = Step(None, (), (a, b), 30, 1e9, (c,))
-        rows, _, *part = plan_module._needed(before, 5, Step(None, (), inputs, 15, 1e9, outputs, window=window))
+        steps = before, Step(None, (), inputs, 15, 1e9, outputs, window=window)
+        _, (_, rows, _, *part) = plan_module._needed(steps, [5, 5], [6, 3])
         return part if rows else None
 
     assert needed((c, b), (d,)) == [2, -1, 1]

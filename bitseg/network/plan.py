@@ -5,7 +5,7 @@ import time
 import weakref
 from collections import namedtuple
 from contextlib import suppress
-from itertools import accumulate, product
+from itertools import accumulate, chain, product
 from queue import SimpleQueue
 from threading import Thread
 
@@ -78,12 +78,11 @@ class Plan:
         rows = [_rows_at_a_time(step, threads) for step in steps] if placed is None else placed.rows
         parts = _parts(steps, rows)
         counters = np.zeros(_counters_shape(parts), np.int64) if placed is None else placed.counters
+        # One thread has finished all that it needs.
+        needed = _needed(steps, rows, parts) if threads > 1 else [(0,) * 6] * len(steps)
         calls = []
         for number, step in enumerate(steps):
-            # One thread has finished all that it needs.
-            finished = parts[number - 2] if threads > 1 and number > 1 else 0
-            needed = _needed(steps[number - 1], rows[number - 1], step) if threads > 1 and number else (0, 0, 0, 0, 0)
-            share = Share(counters, number, step.height, rows[number], finished, *needed)
+            share = Share(counters, number, step.height, rows[number], *needed[number])
             calls.append((step.kernel, (*step.constants, *step.inputs, share, *step.outputs)))
         calls.append((wait_for, (counters, len(steps) - 1, parts[-1])))
         if placed is None:
@@ -235,21 +234,6 @@ def _counters_shape(parts):
     return len(parts), -(-(FINISHED + max(parts)) // FINISHED) * FINISHED
 
 
-def _needed(before, rows_before, step):
-    """What a step needs of the one before it: the last fields of a `Share`.
-
-    Both may be under way at the same time, so all is needed if one writes where the other reads or writes.
-    """
-    written = _bounds(before.outputs)
-    if not _overlap(_bounds(step.outputs), _bounds(before.inputs) + written):
-        needed = [_overlap(_bounds(value), written) for value in step.inputs]
-        if not any(needed):
-            return 0, rows_before, 0, 0, 0
-        if step.window and not any(needed[1:]):
-            return before.height, rows_before, *step.window
-    return before.height, rows_before, 0, 0, before.height - 1
-
-
 def empty_bytes(size):
     """Memory for a run, from the beginning of a cache line on, or, from 1 MB on, of a huge page.
 
@@ -288,6 +272,27 @@ def placeholder(shape, dtype):
 
 Placed = namedtuple("Placed", "memory image counters rows")
 """A piece of memory, the image and a plan's counters in it, and how many rows of each step a thread takes at a time."""
+
+
+def _needed(steps, rows, parts):
+    """What each step needs of the two before it: the last fields of a `Share`."""
+    finished = [0, 0, *parts]
+    reads = [[_bounds(value) for value in step.inputs] for step in steps]
+    writes = [_bounds(step.outputs) for step in steps]
+    needed = [(0,) * 6]
+    for number in range(1, len(steps)):
+        step, written = steps[number], writes[number - 1]
+        height = steps[number - 1].height
+        window = Window(0, 0, height - 1)
+        # Both may be under way at the same time: all is needed if one writes where the other reads or writes.
+        if not _overlap(writes[number], [*written, *chain(*reads[number - 1])]):
+            uses = [_overlap(bounds, written) for bounds in reads[number]]
+            if not any(uses):
+                height = 0
+            elif step.window and not any(uses[1:]):
+                window = step.window
+        needed.append((finished[number], height, rows[number - 1], *window))
+    return needed
 
 
 def _bounds(value):
