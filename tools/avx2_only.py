@@ -62,7 +62,7 @@ _kept = []
 
 def is_on():
     """Whether this process is one that `hide` has been called in."""
-    return sys.platform == "linux" and platform.machine() == "x86_64" and (_faults() or _has_copies())
+    return _is_linux_on_x86_64() and (_syscall(_ARCH_GET_CPUID, 0) == 0 or _has_copies())
 
 
 def hide():
@@ -82,13 +82,13 @@ def hide():
         raise OSError("this CPU does not let CPUID fault")
 
 
-def can_fault():
+def _is_linux_on_x86_64():
+    return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+def _can_fault():
     """Whether this CPU can let CPUID fault: Intel's can, from 2012 on, unless a hypervisor keeps it."""
     return _syscall(_ARCH_SET_CPUID, 0) == 0 and _syscall(_ARCH_SET_CPUID, 1) == 0
-
-
-def _faults():
-    return _syscall(_ARCH_GET_CPUID, 0) == 0
 
 
 def _has_copies():
@@ -226,10 +226,10 @@ def _handler(signal_function):
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def main(program, arguments):
     """Run a Python program as on a CPU with AVX2 and nothing newer."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+    if not _is_linux_on_x86_64():
         raise click.ClickException("CPUID can be made to fault on x86-64 under Linux only")
     try:
-        if not can_fault() and not _has_copies():
+        if not _can_fault() and not _has_copies():
             _start_with_copies(program, arguments)
         hide()
     except OSError as error:

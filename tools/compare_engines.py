@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,9 +43,8 @@ MODEL_FILE = "model.h5"
 LEAST_AGREEMENT = 0.999
 """Share of pixels on which the two fp32 engines must agree: they differ in the order of sums only."""
 
-
 PAUSE = 0.1
-"""Seconds after which threads of ONNX Runtime no longer look for work; after 0.03 they do not either."""
+"""Seconds after which threads of other engines no longer look for work, with some to spare: 0.03 were enough."""
 
 
 class BitsegEngine:
@@ -182,7 +182,7 @@ def time_engines(engines, image, rounds, wakes=False, warm_up=2):
 
     wakes : bool
         Pause, and run an engine once more before it is timed. Its threads are awake then, and those of the engine
-        before asleep: these look for more work for some milliseconds, and would take a processor from it.
+        before asleep: these look for more work for a while, and would take a processor from it.
     """
     for engine in engines.values():
         for _ in range(warm_up):
@@ -283,8 +283,14 @@ def open_network(preset, bits, model_name):
     """
     if (preset is None) == (model_name is None):
         raise click.UsageError("give either --preset or --model")
-    try:
+    with _one_line_errors():
         return preset_model(preset, bits) if preset else read_model(find_model(model_name))
+
+
+@contextmanager
+def _one_line_errors():
+    try:
+        yield
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
 
@@ -305,7 +311,8 @@ def main(preset, bits, model_name, size, threads, rounds, json_file, memory, mem
     """Compare bitseg with ONNX Runtime and OpenVINO in fp32 and int8."""
     (width, height), image = size, example_image(size)
     if memory_of:
-        click.echo(_measure_memory(ENGINES[memory_of], model_name, height, width, threads, image))
+        with _one_line_errors():
+            click.echo(_measure_memory(ENGINES[memory_of], model_name, height, width, threads, image))
         return
     model = open_network(preset, bits, model_name)
     with tempfile.TemporaryDirectory() as folder:

@@ -138,8 +138,7 @@ class Program:
         end = len(self) if end is None else end
         gate = Gate() if gate is None else gate
         moved = 0 if memory is None else memory.ctypes.data - self._first
-        run = _native(_run_steps, types.int64[:, ::1], *[types.intp] * 5)
-        if not run(gate.counters, self._steps, first, end, self._first, self._size, moved):
+        if not _native_run_steps()(gate.counters, self._steps, first, end, self._first, self._size, moved):
             if failed is not None:
                 failed()
             gate.leave()
@@ -167,7 +166,7 @@ class Gate:
         self._add(_INSIDE, -1)
 
     def _add(self, row, value):
-        _native(_change_gate, types.intp, types.int64)(self.counters, row, value)
+        _native_change_gate()(self.counters, row, value)
 
 
 _INSIDE, _CLOSED, _COUNTERS = 0, 1, 8
@@ -175,8 +174,17 @@ _INSIDE, _CLOSED, _COUNTERS = 0, 1, 8
 
 
 @cache
+def _native_run_steps():
+    return _native(_run_steps, types.int64[:, ::1], *[types.intp] * 5)
+
+
+@cache
+def _native_change_gate():
+    return _native(_change_gate, types.intp, types.int64)
+
+
 def _native(function, *more):
-    """A function of a gate's counters and more numbers, compiled and kept as kernels are."""
+    """A function of a gate's counters and more arguments, compiled and kept as kernels are."""
     compiled = _with_cache(numba.njit(function, nogil=True, **OPTIONS), function)
     return compiled.compile((types.int64[:, ::1], *more))
 

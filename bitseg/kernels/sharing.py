@@ -10,8 +10,10 @@ from .counters import add, look_again, read
 from .jit import part, routine
 from .program import kernel
 
-Share = namedtuple("Share", "counters step height rows finished before rows_before stride first last")
-"""How a step is shared out.
+Share = namedtuple(
+    "Share", "counters step height rows finished before rows_before stride first last", defaults=(0, 0, 0, 0, 0, 0)
+)
+"""How a step is shared out; without the last six it needs nothing of those before it.
 
 counters : int64, shape (steps, FINISHED + parts)
     Rows taken of each step in column `TAKEN`; from column `FINISHED` on, for each part of its rows, whether it is

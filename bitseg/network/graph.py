@@ -106,7 +106,7 @@ class Network:
         again, self._latest_sizes = self._latest_sizes == sizes, sizes
         if again:
             return self.operations.run(self.compute_label_map, image, *sizes[1:])
-        return self.operations.label_map(self.scores(image), shape, inside)
+        return self.operations.label_map(self.operations.run(self.compute_scores, image), shape, inside)
 
     def compute_label_map(self, image, shape, inside):
         """`label_map` without checks and plan: the operations one by one."""

@@ -79,7 +79,7 @@ class Plan:
         parts = _parts(steps, rows)
         counters = np.zeros(_counters_shape(parts), np.int64) if placed is None else placed.counters
         # One thread has finished all that it needs.
-        needed = _needed(steps, rows, parts) if threads > 1 else [(0,) * 6] * len(steps)
+        needed = _needed(steps, rows, parts) if threads > 1 else [()] * len(steps)
         calls = []
         for number, step in enumerate(steps):
             share = Share(counters, number, step.height, rows[number], *needed[number])
@@ -169,17 +169,19 @@ class Helpers:
 
     def __init__(self, number):
         self._number, self._threads, self._calls = number, [], SimpleQueue()
-        weakref.finalize(self, _let_end, self._calls, number)
+        weakref.finalize(self, self._calls.put, None)
 
     def call(self, function, *arguments):
         """Let a thread call a function that raises nothing but MemoryError, as soon as one is free."""
-        self._calls.put((function, arguments))
         if len(self._threads) < self._number:
             # None is waited for when the process ends.
             thread = Thread(target=_serve, args=(self._calls,), name="bitseg", daemon=True)
             with suppress(RuntimeError):  # as many as the system allows
                 thread.start()
                 self._threads.append(thread)
+        # Else nobody would ever take it, and what it holds.
+        if self._threads:
+            self._calls.put((function, arguments))
 
 
 def _serve(calls):
@@ -189,11 +191,8 @@ def _serve(calls):
             function(*arguments)
         # What they hold is not needed until the next call.
         del call, function, arguments
-
-
-def _let_end(calls, number):
-    for _ in range(number):
-        calls.put(None)
+    # To the next thread, which is to end as well.
+    calls.put(None)
 
 
 class _Place(namedtuple("_Place", "shape dtype offset")):
@@ -234,6 +233,37 @@ def _counters_shape(parts):
     return len(parts), -(-(FINISHED + max(parts)) // FINISHED) * FINISHED
 
 
+def _needed(steps, rows, parts):
+    """What each step needs of the two before it: the last fields of a `Share`."""
+    finished = [0, 0, *parts]
+    reads = [[_bounds(value) for value in step.inputs] for step in steps]
+    writes = [_bounds(step.outputs) for step in steps]
+    needed = [()]
+    for number in range(1, len(steps)):
+        step, written = steps[number], writes[number - 1]
+        height = steps[number - 1].height
+        window = Window(0, 0, height - 1)
+        # Both may be under way at the same time: all is needed if one writes where the other reads or writes.
+        if not _overlap(writes[number], [*written, *chain(*reads[number - 1])]):
+            uses = [_overlap(bounds, written) for bounds in reads[number]]
+            if not any(uses):
+                height = 0
+            elif step.window and not any(uses[1:]):
+                window = step.window
+        needed.append((finished[number], height, rows[number - 1], *window))
+    return needed
+
+
+def _bounds(value):
+    """Addresses of the first byte, and of that after the last one, of each array in nested tuples."""
+    starts = [(array.__array_interface__["data"][0], array.nbytes) for array in _arrays(value)]
+    return [(start, start + size) for start, size in starts]
+
+
+def _overlap(some, others):
+    return any(start < other_end and other < end for (start, end), (other, other_end) in product(some, others))
+
+
 def empty_bytes(size):
     """Memory for a run, from the beginning of a cache line on, or, from 1 MB on, of a huge page.
 
@@ -272,37 +302,6 @@ def placeholder(shape, dtype):
 
 Placed = namedtuple("Placed", "memory image counters rows")
 """A piece of memory, the image and a plan's counters in it, and how many rows of each step a thread takes at a time."""
-
-
-def _needed(steps, rows, parts):
-    """What each step needs of the two before it: the last fields of a `Share`."""
-    finished = [0, 0, *parts]
-    reads = [[_bounds(value) for value in step.inputs] for step in steps]
-    writes = [_bounds(step.outputs) for step in steps]
-    needed = [(0,) * 6]
-    for number in range(1, len(steps)):
-        step, written = steps[number], writes[number - 1]
-        height = steps[number - 1].height
-        window = Window(0, 0, height - 1)
-        # Both may be under way at the same time: all is needed if one writes where the other reads or writes.
-        if not _overlap(writes[number], [*written, *chain(*reads[number - 1])]):
-            uses = [_overlap(bounds, written) for bounds in reads[number]]
-            if not any(uses):
-                height = 0
-            elif step.window and not any(uses[1:]):
-                window = step.window
-        needed.append((finished[number], height, rows[number - 1], *window))
-    return needed
-
-
-def _bounds(value):
-    """Addresses of the first byte, and of that after the last one, of each array in nested tuples."""
-    starts = [(array.__array_interface__["data"][0], array.nbytes) for array in _arrays(value)]
-    return [(start, start + size) for start, size in starts]
-
-
-def _overlap(some, others):
-    return any(start < other_end and other < end for (start, end), (other, other_end) in product(some, others))
 
 
 def with_shared_memory(steps, image, allocate, threads=1):
