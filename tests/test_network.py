@@ -6,6 +6,7 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+from kernel_names import KERNELS
 from models import random_model
 
 from bitseg.images import read_image, resize
@@ -107,6 +108,20 @@ def test_the_thread_count_does_not_change_the_mask(examples, threads):
     image = resize(read_image(examples / "astronaut.jpg"), (160, 224))
     expected = Network(model, Operations(1)).scores(image)
     assert np.array_equal(Network(model, Operations(threads)).scores(image), expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("worker", [1, 2])
+def test_a_thread_that_is_alone_does_what_was_for_the_others_after_its_own(kernel, worker):
+    model, image = random_model(stream_weight_bits=4), random_image(160, 64, 0)
+    operations = Operations(3, kernel)
+    network = Network(model, operations)
+    plan = operations.plan(network.compute_scores, image.shape)
+    memory = empty_bytes(plan.size)
+    plan._image.in_memory(memory)[...] = image
+    plan._counters.in_memory(memory)[:] = 0
+    plan._program.run(memory=memory, worker=worker)
+    assert np.array_equal(plan._result.in_memory(memory), Network(model, Operations(1)).scores(image))
 
 
 def test_one_network_may_be_used_by_several_threads_at_once():
@@ -272,6 +287,22 @@ def take_all_rows(share):
     y = take_row(share)
     while y < share.height:
         y = next_row(share, y)
+
+
+@kernel
+def note_rows(share, order):
+    number = 0
+    y = take_row(share)
+    while y < share.height:
+        order[number], number = y, number + 1
+        y = next_row(share, y)
+
+
+@pytest.mark.parametrize("worker, first", [(0, 0), (1, 2), (2, 6)])
+def test_a_thread_begins_with_rows_of_its_own(worker, first):
+    order = np.zeros(10, np.int64)
+    Plan([Step(note_rows, (), (), 10, 1e9, (order,))], 3)._program.run(worker=worker)
+    assert order.tolist() == [*range(first, 10), *range(first)]
 
 
 def test_a_thread_is_woken_only_where_it_is_worth_it(monkeypatch):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from itertools import combinations
 from pathlib import Path
 from threading import Thread
@@ -17,7 +18,7 @@ from bitseg.kernels import program
 from bitseg.kernels.bitplanes import Planes
 from bitseg.kernels.counters import add as add_to
 from bitseg.kernels.counters import read
-from bitseg.kernels.program import Gate, Program, kernel, numba_type
+from bitseg.kernels.program import Bell, Gate, Program, Worker, kernel, numba_type
 from bitseg.kernels.sharing import Share
 
 PROGRAM = """
@@ -195,6 +196,47 @@ def test_a_gate_is_closed_when_all_have_left():
     assert not closing.is_alive()
     inside.join(60)
     assert counters[2, 0] == 1  # of the second one, which had not begun, there is nothing
+
+
+@kernel
+def note_worker(arguments, result):
+    (worker, _), _ = arguments
+    result[0] = worker.number
+
+
+def test_a_kernel_learns_which_thread_runs_it():
+    result = np.zeros(1)
+    program = Program([(note_worker, (((Worker(7), 1), 2), result))])
+    for worker in (3, 0, 1):
+        program.run(worker=worker)
+        assert result[0] == worker
+
+
+@kernel
+def do_nothing(counters):
+    pass
+
+
+@kernel
+def ring(counters):
+    add_to(counters, 0, 0, 1)
+
+
+def test_a_thread_that_has_ended_listens_for_the_bell():
+    bell = Bell()
+
+    def shortest_time(kernel):
+        program, times = Program([(kernel, (bell.counters,))]), []
+        for _ in range(50):
+            began = time.perf_counter()
+            program.run(worker=1, bell=bell)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert shortest_time(ring) < shortest_time(do_nothing)
+    assert bell.counters[0, 0] == 50
+    Program([(do_nothing, (bell.counters,))]).run(bell=bell)
+    assert bell.counters[0, 0] == 51
 
 
 def test_types_are_those_that_numba_finds():

@@ -13,6 +13,7 @@ import numpy as np
 from . import simd
 from .feature_maps import columns, margin, write_codes
 from .jit import chosen_by_types, part, routine
+from .sharing import first_missing
 
 LANES = simd.dot_lanes()
 """Output channels computed side by side, but `PAIRS_LANES` where bytes are multiplied by pairs."""
@@ -53,7 +54,7 @@ def types(weight_bits, input_bits):
 
 @part
 def workspace(planes, filters, rows, pixels):
-    """Codes of as many rows as a window has, the number of the next row to be made, and where the window's rows begin.
+    """Codes of as many rows as a window has, which rows are ready, and where the window's rows begin.
 
     The rows take turns: row y of the planes is in place ``y % kernel``.
     """
@@ -61,21 +62,21 @@ def workspace(planes, filters, rows, pixels):
     depth = groups // kernel_size * group
     # Codes are written 64 at a time, the last ones of a pixel over its end, and read as far as `multiply_rows` says.
     row = (columns(planes) + (PIXELS - 1) * filters.stride) * depth + 64
-    return np.full((kernel_size, row), filters.zero), np.zeros(1, np.intp), np.empty(kernel_size, np.intp)
+    return np.full((kernel_size, row), filters.zero), np.zeros(2, np.intp), np.empty(kernel_size, np.intp)
 
 
 @part
 def begin_rows(planes, filters, space, y, rows):
-    """Make the codes of the rows that output row `y` needs and earlier ones did not."""
-    codes, upcoming, starts = space
+    """Make the codes of the rows that output row `y` needs and the one before did not."""
+    codes, ready, starts = space
     kernel_size, row_size = codes.shape
     depth = filters.weights.shape[2] // kernel_size * filters.weights.shape[4]
     border = margin(planes) - filters.padding
     first = y * filters.stride + border
-    for row in range(max(first, upcoming[0]), first + kernel_size):
+    end = first + kernel_size
+    for row in range(first_missing(ready, first, end), end):
         for column in range(columns(planes)):
             write_codes(planes, row, column, codes, row % kernel_size * row_size + column * depth)
-    upcoming[0] = first + kernel_size
     for row in range(kernel_size):
         starts[row] = (first + row) % kernel_size * row_size + border * depth
 

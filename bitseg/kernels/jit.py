@@ -84,26 +84,33 @@ def borrowed(typing_context, value):
     """
 
     def code(context, builder, signature, values):
-        return change_arrays(context, builder, signature.args[0], values[0], remove_owner)
+        def change(kind, value):
+            return without_owner(context, builder, kind, value)._getvalue() if isinstance(kind, types.Array) else None
+
+        return change_values(context, builder, signature.args[0], values[0], change)
 
     return value(value), code
 
 
-def remove_owner(array):
-    """Let nobody own an array, of Numba's structure for them."""
+def without_owner(context, builder, kind, value):
+    """Numba's structure of an array, which nobody owns."""
+    array = context.make_array(kind)(context, builder, value)
     array.meminfo = cgutils.get_null_value(array.meminfo.type)
     array.parent = cgutils.get_null_value(array.parent.type)
+    return array
 
 
-def change_arrays(context, builder, kind, value, change):
-    """A value of a Numba type, after a change of the structure of each array in it."""
-    if isinstance(kind, types.Array):
-        array = context.make_array(kind)(context, builder, value)
-        change(array)
-        return array._getvalue()
+def change_values(context, builder, kind, value, change):
+    """A value of a Numba type, and of it, if it is a tuple, each item, as ``change(type, value)`` makes it.
+
+    Where that gives None, it stays as it is.
+    """
+    changed = change(kind, value)
+    if changed is not None:
+        return changed
     if isinstance(kind, types.BaseTuple):
         items = zip(kind, cgutils.unpack_tuple(builder, value))
-        return context.make_tuple(builder, kind, [change_arrays(context, builder, *item, change) for item in items])
+        return context.make_tuple(builder, kind, [change_values(context, builder, *item, change) for item in items])
     return value
 
 

@@ -15,6 +15,7 @@ from numba.core import types
 
 from . import simd
 from .jit import chosen_by_types, part
+from .sharing import first_missing
 
 LANES = 32
 """Output channels computed side by side: the bytes of a vector."""
@@ -58,7 +59,7 @@ PLANE_TABLES = np.stack([_BYTE_TABLES << bit for bit in range(MOST_ACTIVATION_BI
 
 @part
 def workspace(planes, filters, rows, pixels):
-    """Tables; where those of each nibble begin in them; the number of the next row; where the window's rows begin.
+    """Tables; where those of each nibble begin in them; which rows are ready; where the window's rows begin.
 
     The rows take turns: row y of the planes is in place ``y % kernel``. Where a window is one pixel, there are only
     the pixels that are convolved at a time. Tables that are made lie one after the other.
@@ -68,10 +69,10 @@ def workspace(planes, filters, rows, pixels):
     starts = np.empty(kernel_size, np.intp)
     for row in range(kernel_size):
         starts[row] = 0
-    upcoming = np.empty(1, np.intp)
-    upcoming[0] = 0
+    ready = np.empty(2, np.intp)
+    ready[0] = ready[1] = 0
     tables, offsets = _tables(filters.tables, columns * span)
-    return tables, offsets, upcoming, starts
+    return tables, offsets, ready, starts
 
 
 def _tables(ready, count):
@@ -87,16 +88,16 @@ def _overloaded_tables(ready, count):
 
 @part
 def begin_rows(planes, filters, space, y, rows):
-    """Make ready the rows that output row `y` needs and earlier ones did not."""
-    _, _, upcoming, starts = space
+    """Make ready the rows that output row `y` needs and the one before did not."""
+    _, _, ready, starts = space
     _, kernel_size, span, _ = filters.weights[0].shape
     columns, nibbles = planes.sums.shape[1], span // kernel_size
     if kernel_size > 1:
         border = planes.margin - filters.padding
         first = y * filters.stride + border
-        for row in range(max(first, upcoming[0]), first + kernel_size):
+        end = first + kernel_size
+        for row in range(first_missing(ready, first, end), end):
             _make_row(planes, filters.tables, space, row, 0, 1, row % kernel_size * columns * nibbles, columns, nibbles)
-        upcoming[0] = first + kernel_size
         for row in range(kernel_size):
             starts[row] = ((first + row) % kernel_size * columns + border) * nibbles
 

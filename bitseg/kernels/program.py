@@ -3,7 +3,7 @@
 import mmap
 import os
 import sys
-from collections import Counter
+from collections import Counter, namedtuple
 from contextlib import suppress
 from functools import cache
 
@@ -16,8 +16,8 @@ from numba.extending import intrinsic, typeof_impl
 from numba.np import numpy_support
 
 from .cache import cache_for, folder_of
-from .counters import add, look_again, read
-from .jit import OPTIONS, change_arrays, remove_owner
+from .counters import LOOKS, add, look_again, read
+from .jit import OPTIONS, change_values, without_owner
 
 
 def kernel(function):
@@ -85,6 +85,9 @@ def _refuse(kernel, context):
     raise ValueError(f"{kernel.name} is a kernel, called from Python alone: put what others need of it into a part")
 
 
+Worker = namedtuple("Worker", "number")
+"""A thread that runs a program. Whatever number a kernel's arguments have, it gets that of the thread."""
+
 NOT_ENOUGH_MEMORY = "not enough memory for what a kernel needs while it runs"
 
 
@@ -117,7 +120,7 @@ class Program:
     def __len__(self):
         return len(self._steps)
 
-    def run(self, first=0, end=None, gate=None, memory=None, failed=None):
+    def run(self, first=0, end=None, gate=None, memory=None, failed=None, worker=0, bell=None):
         """Run the kernels from number `first` on, before number `end`. Several threads may do so at the same time.
 
         Parameters
@@ -129,6 +132,11 @@ class Program:
             Arrays of the memory that was given at first are at the same place in this one.
         failed : callable or None
             Called after a kernel failed, while this thread still is inside the gate.
+        worker : int
+            The thread's number, see `Worker`.
+        bell : Bell or None
+            Rung at first by worker 0. Others look in the end, when they are outside the gate, whether it has been rung
+            since they began, for some time.
 
         Raises
         ------
@@ -138,7 +146,8 @@ class Program:
         end = len(self) if end is None else end
         gate = Gate() if gate is None else gate
         moved = 0 if memory is None else memory.ctypes.data - self._first
-        if not _native_run_steps()(gate.counters, self._steps, first, end, self._first, self._size, moved):
+        counters = gate.counters, _NO_BELL if bell is None else bell.counters
+        if not _native_run_steps()(*counters, self._steps, first, end, self._first, self._size, moved, worker):
             if failed is not None:
                 failed()
             gate.leave()
@@ -169,13 +178,34 @@ class Gate:
         _native_change_gate()(self.counters, row, value)
 
 
+class Bell:
+    """By which one thread calls others that have just worked and still look for more, before they sleep.
+
+    To wake one that sleeps takes some 60 microseconds; and at the end of a run it would take Python's lock, and
+    with it as long again, from the thread that waits for the result.
+
+    Attributes
+    ----------
+    counters : int64
+        How many times it was rung.
+    """
+
+    def __init__(self):
+        self.counters = np.zeros((1, _COUNTERS), np.int64)
+
+
 _INSIDE, _CLOSED, _COUNTERS = 0, 1, 8
 """Rows of a gate's counters, each of which has a cache line; only the first column counts."""
+
+_NO_BELL = np.zeros((0, _COUNTERS), np.int64)
+
+LOOKS_FOR_MORE = 20 * LOOKS
+"""Looks at a bell before the thread sleeps: some 0.2 milliseconds, in which another image may come."""
 
 
 @cache
 def _native_run_steps():
-    return _native(_run_steps, types.int64[:, ::1], *[types.intp] * 5)
+    return _native(_run_steps, types.int64[:, ::1], types.int64[:, ::1], *[types.intp] * 6)
 
 
 @cache
@@ -189,15 +219,24 @@ def _native(function, *more):
     return compiled.compile((types.int64[:, ::1], *more))
 
 
-def _run_steps(gate, steps, first, end, memory, size, moved):
+def _run_steps(gate, bell, steps, first, end, memory, size, moved, worker):
     """Call native functions, each with the address in the second column; False, still inside, after one that fails."""
+    heard = 0
+    if len(bell):
+        heard = read(bell, 0, 0)
+        if worker == 0:
+            add(bell, 0, 0, 1)
     add(gate, _INSIDE, 0, 1)
     for step in range(first, end):
         if read(gate, _CLOSED, 0):
             break
-        if _fails(steps[step, 0], steps[step, 1], memory, size, moved):
+        if _fails(steps[step, 0], steps[step, 1], memory, size, moved, worker):
             return False
     add(gate, _INSIDE, 0, -1)
+    if len(bell) and worker:
+        looks = 0
+        while looks < LOOKS_FOR_MORE and read(bell, 0, 0) == heard:
+            looks = look_again(looks)
     return True
 
 
@@ -208,17 +247,17 @@ def _change_gate(gate, row, value):
         looks = look_again(looks)
 
 
-_BOUND = ir.FunctionType(ir.IntType(1), [cgutils.intp_t] * 4)
+_BOUND = ir.FunctionType(ir.IntType(1), [cgutils.intp_t] * 5)
 """A native function that says whether it failed. It takes the address of a kernel's arguments; address and size of a
-piece of memory; and by how many bytes what lies there has moved."""
+piece of memory; by how many bytes what lies there has moved; and the number of the `Worker`."""
 
 
 @intrinsic
-def _fails(typing_context, function, arguments, memory, size, moved):
+def _fails(typing_context, function, arguments, memory, size, moved, worker):
     def code(context, builder, signature, values):
         return builder.call(builder.inttoptr(values[0], _BOUND.as_pointer()), values[1:])
 
-    return types.boolean(function, arguments, memory, size, moved), code
+    return types.boolean(function, arguments, memory, size, moved, worker), code
 
 
 def _entry_point(function):
@@ -257,24 +296,32 @@ def _bound(context, builder, function, arguments):
     bound = ir.Function(builder.module, _BOUND, f"{builder.function.name}.bound")
     bound.linkage = "internal"
     inside = ir.IRBuilder(bound.append_basic_block())
-    place, *move = bound.args
+    place, *move, worker = bound.args
+
+    def change(kind, value):
+        if isinstance(kind, types.Array):
+            return _moved(context, inside, kind, value, *move)
+        if getattr(kind, "instance_class", None) is Worker:
+            return context.make_tuple(inside, kind, [worker])
+        return None
+
     found = inside.load(inside.inttoptr(place, context.get_value_type(arguments).as_pointer()), align=1)
-    changed = change_arrays(context, inside, arguments, found, lambda array: _move(inside, array, *move))
-    values = cgutils.unpack_tuple(inside, changed)
+    values = cgutils.unpack_tuple(inside, change_values(context, inside, arguments, found, change))
     compiled = _into_library(context, function, arguments)
     status, _ = context.call_internal_no_propagate(inside, compiled, types.none(*arguments), values)
     inside.ret(status.is_error)
     return bound
 
 
-def _move(builder, array, memory, size, moved):
+def _moved(context, builder, kind, value, memory, size, moved):
     """An array of a kernel's arguments: without its owner, and moved where it lies in the memory."""
-    remove_owner(array)
+    array = without_owner(context, builder, kind, value)
     address = builder.ptrtoint(array.data, cgutils.intp_t)
     inside = builder.icmp_unsigned("<", builder.sub(address, memory), size)
     data = builder.bitcast(array.data, cgutils.voidptr_t)
     data = builder.gep(data, [builder.select(inside, moved, cgutils.intp_t(0))])
     array.data = builder.bitcast(data, array.data.type)
+    return array._getvalue()
 
 
 def _into_library(context, function, arguments):

@@ -9,7 +9,7 @@ from .bitplanes import clear_border
 from .convolution import LANES, MOST_PIXELS, find_centers, pack_stream, portion_size, scale
 from .jit import chosen_by_types, empty_aligned, part
 from .program import kernel
-from .sharing import next_row, take_row
+from .sharing import first_missing, next_row, take_row
 
 SPARE = 6 * max(MOST_PIXELS, amx.ROWS) + amx.ROW_BYTES
 """Values behind an image that are read, if only to be dropped."""
@@ -72,11 +72,11 @@ def stem_rows(filters, rounding, image, share, stream, result):
     totals = np.empty(image.values.shape[1] // 3, np.int32)
     centers = np.empty((together, 2 * width), np.int32)
     space = workspace(image, filters)
-    upcoming = 0
+    ready = np.zeros(2, np.intp)
     y = take_row(share)
     while y < share.height:
         end = min(2 * y + 3, 2 * height)
-        upcoming = max(upcoming, 2 * y)
+        upcoming = first_missing(ready, 2 * y, end)
         while upcoming < end:
             begin_rows(image, filters, space, upcoming)
             for row in range(together):
@@ -93,6 +93,7 @@ def stem_rows(filters, rounding, image, share, stream, result):
                             position = (place + x) * channels + c
                             simd.store(codes, position, simd.round_to_u8x32(value, rounding.largest))
             upcoming += together
+        ready[1] = upcoming
         rows = 2 * y % places, (2 * y + 1) % places, (end - 1) % places
         for c in range(0, channels, LANES):
             right = _largest_of_column(codes, rows, 0, c)

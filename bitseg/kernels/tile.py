@@ -11,6 +11,7 @@ import numpy as np
 from . import amx
 from .feature_maps import columns, margin, write_codes
 from .jit import empty_aligned, part, routine
+from .sharing import first_missing
 
 PAIR = 32
 """Channels of two tiles of weights, which are multiplied together."""
@@ -74,7 +75,7 @@ def pixels_with_sums(filters, rows, pixels):
 
 @part
 def workspace(planes, filters, rows, pixels):
-    """Codes of as many rows as windows reach over; where they begin; the number of the next; weights; tiles.
+    """Codes of as many rows as windows reach over; where they begin; which rows are ready; weights; tiles.
 
     The rows take turns: row y of the planes is in place ``y % (rows of codes)``.
     """
@@ -84,10 +85,10 @@ def workspace(planes, filters, rows, pixels):
     row_size = -(-row_size // amx.ROW_BYTES) * amx.ROW_BYTES
     codes = empty_aligned(rows_of_codes * row_size, np.uint8).reshape(rows_of_codes, row_size)
     starts = np.empty((rows, filters.kernel), np.intp)
-    upcoming = np.zeros(1, np.intp)
+    ready = np.zeros(2, np.intp)
     panel = empty_aligned(PANEL * 2 * amx.TILE_BYTES, np.uint8)
     height = pixels_of_tile(pixels)
-    return codes, starts, upcoming, panel, height, amx.configure(height)
+    return codes, starts, ready, panel, height, amx.configure(height)
 
 
 @part
@@ -98,16 +99,15 @@ def finish(filters, space):
 
 @part
 def begin_rows(planes, filters, space, y, rows):
-    """Make the codes that rows of the output need and earlier ones did not."""
-    codes, starts, upcoming, _, _, _ = space
+    """Make the codes that rows of the output need and those before did not."""
+    codes, starts, ready, _, _, _ = space
     places, row_size = codes.shape
     border = margin(planes) - filters.padding
     first = y * filters.stride + border
     last = first + (rows - 1) * filters.stride + filters.kernel
-    for row in range(max(first, upcoming[0]), last):
+    for row in range(first_missing(ready, first, last), last):
         for column in range(columns(planes)):
             write_codes(planes, row, column, codes, row % places * row_size + column * filters.depth)
-    upcoming[0] = last
     for row in range(rows):
         for tap in range(filters.kernel):
             starts[row, tap] = (first + row * filters.stride + tap) % places * row_size + border * filters.depth

@@ -12,8 +12,8 @@ from threading import Thread
 import numpy as np
 
 from ..kernels.jit import CACHE_LINE, empty_aligned
-from ..kernels.program import NOT_ENOUGH_MEMORY, Gate, Program
-from ..kernels.sharing import FINISHED, Share, wait_for
+from ..kernels.program import NOT_ENOUGH_MEMORY, Bell, Gate, Program, Worker
+from ..kernels.sharing import Share, counters_shape, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 2_500
 """Rows are taken by about this much work at a time: taking some costs a thread some tenths of a microsecond."""
@@ -77,12 +77,12 @@ class Plan:
     def __init__(self, steps, threads, placed=None):
         rows = [_rows_at_a_time(step, threads) for step in steps] if placed is None else placed.rows
         parts = _parts(steps, rows)
-        counters = np.zeros(_counters_shape(parts), np.int64) if placed is None else placed.counters
+        counters = np.zeros(counters_shape(parts, threads), np.int64) if placed is None else placed.counters
         # One thread has finished all that it needs.
         needed = _needed(steps, rows, parts) if threads > 1 else [()] * len(steps)
         calls = []
         for number, step in enumerate(steps):
-            share = Share(counters, number, step.height, rows[number], *needed[number])
+            share = Share(counters, number, step.height, rows[number], Worker(0), threads, *needed[number])
             calls.append((step.kernel, (*step.constants, *step.inputs, share, *step.outputs)))
         calls.append((wait_for, (counters, len(steps) - 1, parts[-1])))
         if placed is None:
@@ -121,9 +121,9 @@ class Plan:
         run = _Run(memory, counters)
         counters[:] = 0
         try:
-            for _ in range(self.most_helpers):
-                pool.call(self._work, run)
-            self._work(run, times)
+            for number in range(self.most_helpers):
+                pool.call(self._work, run, number + 1, pool.bell)
+            self._work(run, 0, pool.bell if self.most_helpers else None, times)
         except BaseException:
             run.fail()
             raise
@@ -132,13 +132,16 @@ class Plan:
         if run.failed:
             raise MemoryError(NOT_ENOUGH_MEMORY)
 
-    def _work(self, run, times=None):
+    def _work(self, run, worker, bell, times=None):
+        """Take part as this worker: worker 0 rings the bell at once, others listen for it in the end."""
         alone = len(self._program) - 1 if self._stepwise or times is not None else 0
-        for step in range(alone):
-            self._program.run(step, step + 1, run.gate, run.memory, run.fail)
-            if times is not None:
+        for step in range(alone + 1):
+            first, last = step == 0, step == alone
+            end = None if last else step + 1
+            used = bell if (last if worker else first) else None
+            self._program.run(step, end, run.gate, run.memory, run.fail, worker, used)
+            if times is not None and not last:
                 times.append(time.perf_counter())
-        self._program.run(alone, None, run.gate, run.memory, run.fail)
 
 
 class _Run:
@@ -165,10 +168,15 @@ class Helpers:
     ----------
     number : int
         How many there may be.
+
+    Attributes
+    ----------
+    bell : program.Bell
+        Which they hear while they still look for more work.
     """
 
     def __init__(self, number):
-        self._number, self._threads, self._calls = number, [], SimpleQueue()
+        self.bell, self._number, self._threads, self._calls = Bell(), number, [], SimpleQueue()
         weakref.finalize(self, self._calls.put, None)
 
     def call(self, function, *arguments):
@@ -226,11 +234,6 @@ def _rows_at_a_time(step, threads):
 def _parts(steps, rows):
     """How many parts each step has of so many rows."""
     return [-(-step.height // taken) for step, taken in zip(steps, rows)]
-
-
-def _counters_shape(parts):
-    """Shape of the counters of a plan, in whole cache lines."""
-    return len(parts), -(-(FINISHED + max(parts)) // FINISHED) * FINISHED
 
 
 def _needed(steps, rows, parts):
@@ -326,7 +329,7 @@ def with_shared_memory(steps, image, allocate, threads=1):
     Placed
     """
     rows = [_rows_at_a_time(step, threads) for step in steps]
-    counters = placeholder(_counters_shape(_parts(steps, rows)), np.int64)
+    counters = placeholder(counters_shape(_parts(steps, rows), threads), np.int64)
     uses = {id(image): (image, 0), id(counters): (counters, 0)}
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
