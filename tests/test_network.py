@@ -133,6 +133,15 @@ def test_one_network_may_be_used_by_several_threads_at_once():
             assert np.array_equal(scores, alone)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_weights_lie_in_one_piece_of_memory_each_from_a_cache_line_on(kernel):
+    layers = Network(random_model(), Operations(1, kernel)).layers
+    assert len(layers) > 20
+    weights = plan_module._arrays(tuple(layers.values()))
+    assert len({id(array.base) for array in weights}) == 1
+    assert all(array.ctypes.data % 64 == 0 for array in weights)
+
+
 def test_buffers_used_before_do_not_show_in_the_next_mask():
     model = random_model()
     network, plain = Network(model, Operations(2)), Network(model, ReferenceOperations())

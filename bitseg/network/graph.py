@@ -32,10 +32,12 @@ class Network:
         self.architecture, self.preprocessing = model.architecture, model.preprocessing
         self.operations = operations
         self._latest_sizes = None
-        self.layers = {
-            name: (operations.prepare_stem if name == STEM else operations.prepare)(convolution, model.layers[name])
-            for name, convolution in model.architecture.convolutions().items()
-        }
+        self.layers = operations.gather(
+            {
+                name: (operations.prepare_stem if name == STEM else operations.prepare)(convolution, model.layers[name])
+                for name, convolution in model.architecture.convolutions().items()
+            }
+        )
         self.roundings = {
             name: operations.prepare_rounding(model.architecture.residual_bits, activation_bits, model.streams[name])
             for name, activation_bits in model.architecture.stream_outputs().items()

@@ -26,7 +26,7 @@ from .layout import (
     sum_steps,
     with_rising_results,
 )
-from .plan import Helpers, Plan, Step, Window, Workspace, empty_bytes, placeholder, with_shared_memory
+from .plan import Helpers, Plan, Step, Window, Workspace, empty_bytes, in_one_piece, placeholder, with_shared_memory
 
 KEPT_PLANS = 32
 """Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes."""
@@ -155,6 +155,10 @@ class Operations:
     def prepare_stem(self, convolution, weights):
         """Lay out the first layer, which reads the 8-bit image; arguments and result as for `prepare`."""
         return Layer(convolution, stem_filters(convolution, weights), None, result_bound(convolution, weights))
+
+    def gather(self, layers):
+        """The layers of a network, a dict, with all that kernels read of them in one piece of memory."""
+        return dict(zip(layers, in_one_piece(tuple(layers.values()))))
 
     def prepare_rounding(self, stream_bits, activation_bits, scales):
         """Lay out `model_file.StreamScales` for the kernels."""

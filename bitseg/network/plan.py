@@ -268,15 +268,28 @@ def _overlap(some, others):
 
 
 def empty_bytes(size):
-    """Memory for a run, from the beginning of a cache line on, or, from 1 MB on, of a huge page.
+    """Memory from the beginning of a cache line on, or, from 1 MB on, of a huge page.
 
-    Linux uses these where NumPy asks for them, from 4 MB on; a network then takes about 1 % less time.
+    Linux uses these where NumPy asks for them, from 4 MB on. A network takes about 1 % less time where what it writes
+    lies on them, and 1 to 5 % less where its weights do.
     """
     if size < 2**20:
         return empty_aligned(size, np.uint8)
     memory = np.empty(max(size + HUGE_PAGE, 4 * 2**20), np.uint8)
     first = -memory.ctypes.data % HUGE_PAGE
     return memory[first : first + size]
+
+
+def in_one_piece(value):
+    """Nested tuples with copies of their arrays, which lie in one piece of memory, one after the other."""
+    arrays = list({id(array): array for array in _arrays(value)}.values())
+    ends = list(accumulate(map(_memory, arrays), initial=0))
+    memory = empty_bytes(ends[-1])
+    copies = {}
+    for array, place in zip(arrays, ends):
+        copies[id(array)] = copy = np.ndarray(array.shape, array.dtype, memory, place)
+        copy[...] = array
+    return _replaced(value, copies)
 
 
 class Workspace:

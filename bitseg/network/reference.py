@@ -212,6 +212,10 @@ class ReferenceOperations:
         """The first layer; as `prepare`."""
         return self.prepare(convolution, weights)
 
+    def gather(self, layers):
+        """The layers of a network, a dict, as they are."""
+        return layers
+
     def prepare_rounding(self, stream_bits, activation_bits, scales):
         """A `Rounding` of `model_file.StreamScales`."""
         return Rounding(stream_bits, activation_bits, scales.shortcut_multiplier, scales.activation_multiplier)
