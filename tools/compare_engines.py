@@ -46,6 +46,9 @@ LEAST_AGREEMENT = 0.999
 PAUSE = 0.1
 """Seconds after which threads of other engines no longer look for work, with some to spare: 0.03 were enough."""
 
+AWAKE = 0.1
+"""Seconds for which an engine runs after a pause, however long one run is, before it is timed."""
+
 
 class BitsegEngine:
     """bitseg itself."""
@@ -181,8 +184,9 @@ def time_engines(engines, image, rounds, wakes=False, warm_up=2):
     """Milliseconds of every round, a dict of lists: each round times every engine once, in turn.
 
     wakes : bool
-        Pause, and run an engine once more before it is timed. Its threads are awake then, and those of the engine
-        before asleep: these look for more work for a while, and would take a processor from it.
+        Pause, and run an engine for the time `AWAKE` before it is timed. Its threads and their processors are awake
+        then, and the threads of the engine before asleep: these look for more work for a while, and would take a
+        processor from it.
     """
     for engine in engines.values():
         for _ in range(warm_up):
@@ -193,7 +197,9 @@ def time_engines(engines, image, rounds, wakes=False, warm_up=2):
         for name, engine in engines.items():
             if wakes:
                 time.sleep(PAUSE)
-                engine(image)
+                awake = time.perf_counter() + AWAKE
+                while time.perf_counter() < awake:
+                    engine(image)
             began = time.perf_counter()
             engine(image)
             times[name].append((time.perf_counter() - began) * 1e3)
