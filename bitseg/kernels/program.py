@@ -135,8 +135,8 @@ class Program:
         worker : int
             The thread's number, see `Worker`.
         bell : Bell or None
-            Rung at first by worker 0. Others look in the end, when they are outside the gate, whether it has been rung
-            since they began, for some time.
+            Rung by worker 0 before the first kernel of the program. Others look after the last one, when they are
+            outside the gate, whether it has been rung since they began, for some time.
 
         Raises
         ------
@@ -221,11 +221,10 @@ def _native(function, *more):
 
 def _run_steps(gate, bell, steps, first, end, memory, size, moved, worker):
     """Call native functions, each with the address in the second column; False, still inside, after one that fails."""
-    heard = 0
-    if len(bell):
-        heard = read(bell, 0, 0)
-        if worker == 0:
-            add(bell, 0, 0, 1)
+    listens = len(bell) > 0 and worker > 0 and end == len(steps)
+    heard = read(bell, 0, 0) if listens else 0
+    if len(bell) and worker == 0 and first == 0:
+        add(bell, 0, 0, 1)
     add(gate, _INSIDE, 0, 1)
     for step in range(first, end):
         if read(gate, _CLOSED, 0):
@@ -233,10 +232,9 @@ def _run_steps(gate, bell, steps, first, end, memory, size, moved, worker):
         if _fails(steps[step, 0], steps[step, 1], memory, size, moved, worker):
             return False
     add(gate, _INSIDE, 0, -1)
-    if len(bell) and worker:
-        looks = 0
-        while looks < LOOKS_FOR_MORE and read(bell, 0, 0) == heard:
-            looks = look_again(looks)
+    looks = 0
+    while listens and looks < LOOKS_FOR_MORE and read(bell, 0, 0) == heard:
+        looks = look_again(looks)
     return True
 
 

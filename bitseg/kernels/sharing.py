@@ -88,23 +88,25 @@ def next_row(share, y):
 @routine
 def _take(share):
     parts = -(-share.height // share.rows)
-    number = parts
     for turn in range(share.workers):
         region = (share.worker.number + turn) % share.workers
         column = share.counters.shape[1] - (region + 1) * LINE
-        taken = parts * region // share.workers + add(share.counters, share.step, column, 1)
-        if taken < parts * (region + 1) // share.workers:
-            number = taken
-            break
-    y = number * share.rows
-    if number == parts:
-        y = share.height
-    elif share.before:
+        number = parts * region // share.workers + add(share.counters, share.step, column, 1)
+        if number < parts * (region + 1) // share.workers:
+            y = number * share.rows
+            _wait_for_needed(share, y)
+            return y
+    return share.height
+
+
+@part
+def _wait_for_needed(share, y):
+    """Return when what the part from row `y` on needs of the step before is there."""
+    if share.before:
         last_row = min(y + share.rows, share.height) - 1
         first = min(max(share.stride * y + share.first, 0), share.before - 1)
         last = max(min(share.stride * last_row + share.last, share.before - 1), 0)
         _wait_for(share.counters, share.step - 1, first // share.rows_before, last // share.rows_before + 1)
-    return y
 
 
 @part

@@ -133,15 +133,13 @@ class Plan:
             raise MemoryError(NOT_ENOUGH_MEMORY)
 
     def _work(self, run, worker, bell, times=None):
-        """Take part as this worker: worker 0 rings the bell at once, others listen for it in the end."""
+        arguments = run.gate, run.memory, run.fail, worker, bell
         alone = len(self._program) - 1 if self._stepwise or times is not None else 0
-        for step in range(alone + 1):
-            first, last = step == 0, step == alone
-            end = None if last else step + 1
-            used = bell if (last if worker else first) else None
-            self._program.run(step, end, run.gate, run.memory, run.fail, worker, used)
-            if times is not None and not last:
+        for step in range(alone):
+            self._program.run(step, step + 1, *arguments)
+            if times is not None:
                 times.append(time.perf_counter())
+        self._program.run(alone, None, *arguments)
 
 
 class _Run:
