@@ -1,6 +1,7 @@
 """The whole network: Numba against plain NumPy, for any thread count, on random models and real photos."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -11,7 +12,7 @@ from models import random_model
 
 from bitseg.images import read_image, resize
 from bitseg.kernels.counters import add, read
-from bitseg.kernels.program import kernel
+from bitseg.kernels.program import Run, kernel
 from bitseg.kernels.sharing import next_row, take_row
 from bitseg.network import operations as operations_module
 from bitseg.network import plan as plan_module
@@ -117,11 +118,30 @@ def test_a_thread_that_is_alone_does_what_was_for_the_others_after_its_own(kerne
     operations = Operations(3, kernel)
     network = Network(model, operations)
     plan = operations.plan(network.compute_scores, image.shape)
-    memory = empty_bytes(plan.size)
-    plan._image.in_memory(memory)[...] = image
-    plan._counters.in_memory(memory)[:] = 0
-    plan._program.run(memory=memory, worker=worker)
-    assert np.array_equal(plan._result.in_memory(memory), Network(model, Operations(1)).scores(image))
+    expected = Network(model, Operations(1)).scores(image)
+    result = np.zeros_like(expected)
+    pieces = empty_bytes(plan.size), image.reshape(-1), result.reshape(-1).view(np.uint8)
+    Run(plan._program, pieces).work(worker=worker)
+    assert np.array_equal(result, expected)
+
+
+def test_any_array_of_an_images_values_may_be_segmented_and_the_result_is_its_own():
+    network, image = Network(random_model(), Operations(2)), random_image(64, 96, 0)
+    expected, other = network.scores(image), network.scores(random_image(64, 96, 1))
+    read_only = image.copy()
+    read_only.flags.writeable = False
+    for same in (image[::-1].copy()[::-1], np.asfortranarray(image), read_only):
+        result = network.scores(same)
+        assert np.array_equal(result, expected) and not np.array_equal(result, other)
+        result[:] = 0
+    assert np.array_equal(network.scores(image), expected)
+
+
+def test_a_plan_refuses_images_of_another_shape():
+    operations = Operations(1)
+    plan = operations.plan(Network(random_model(), operations).compute_scores, (64, 64, 3))
+    with pytest.raises(ValueError, match="make one for it"):
+        operations.execute(plan, random_image(64, 32, 0))
 
 
 def test_one_network_may_be_used_by_several_threads_at_once():
@@ -251,40 +271,49 @@ def test_a_forked_process_segments_too():
 
 
 def test_threads_share_memory_only_of_maps_that_no_step_under_way_needs():
-    maps = [np.zeros(100, np.uint8) for _ in range(6)]
-    steps = [Step(str, (), (maps[i],), 1, 1, (maps[i + 1],)) for i in range(5)]
+    maps = [np.zeros(100, np.uint8) for _ in range(7)]
+    steps = [Step(str, (), (maps[i],), 1, 1, (maps[i + 1],)) for i in range(6)]
     shared, _ = with_shared_memory(steps, maps[0], empty_bytes, threads=2)
-    buffers = [shared[0].inputs[0], *(step.outputs[0] for step in shared)]
+    buffers = [step.outputs[0] for step in shared]
     overlap = {(i, j) for j in range(6) for i in range(j) if np.shares_memory(buffers[i], buffers[j])}
-    # The third step begins while some threads are busy with the second one.
+    # The fourth step begins while some threads are busy with the third one.
     assert (0, 2) not in overlap and (1, 3) not in overlap and (0, 3) in overlap
 
 
 def test_maps_that_are_not_needed_together_share_memory():
-    maps = [np.zeros(size, np.uint8) for size in (100, 300, 200, 100, 50)]
-    steps = [Step(str, (), (maps[i],), 1, 1, (maps[i + 1],)) for i in range(4)]
+    maps = [np.zeros(size, np.uint8) for size in (100, 300, 200, 100, 50, 7)]
+    steps = [Step(str, (), (maps[i],), 1, 1, (maps[i + 1],)) for i in range(5)]
     shared, placed = with_shared_memory(steps, maps[0], empty_bytes)
-    image, counters = placed.image, placed.counters
+    counters = placed.counters
     assert 500 <= len(placed.memory) - counters.nbytes < 750
     assert not any(np.shares_memory(array, counters) for step in shared for array in (*step.inputs, *step.outputs))
-    assert shared[0].inputs[0] is image and not np.shares_memory(image, shared[0].outputs[0])
-    assert np.shares_memory(image, shared[1].outputs[0])
-    first, second, third, fourth = (step.outputs[0] for step in shared)
+    first, second, third, fourth, _ = (step.outputs[0] for step in shared)
     assert [step.inputs[0] is buffer for step, buffer in zip(shared[1:], (first, second, third))] == [True] * 3
     assert np.shares_memory(first, third) and not np.shares_memory(third, fourth)
     assert not np.shares_memory(first, second) and not np.shares_memory(second, third)
 
 
+def test_image_and_result_are_not_in_the_memory_of_a_plan():
+    image, a, b = (np.zeros(100, np.uint8) for _ in range(3))
+    steps = [Step(str, (), (image,), 1, 1, (a,)), Step(str, (), (a, image), 1, 1, (b,), a)]
+    shared, placed = with_shared_memory(steps, image, empty_bytes)
+    assert shared[0].inputs[0] is shared[1].inputs[1] is placed.image and placed.image is not image
+    assert shared[1].outputs[0] is placed.result and placed.result is not b
+    assert not any(np.shares_memory(placed.memory, array) for array in (placed.image, placed.result))
+    assert np.shares_memory(placed.memory, shared[0].outputs[0])
+
+
 def test_a_result_takes_the_place_of_what_it_updates_unless_that_is_needed_later():
-    image, a, b, c, d = (np.zeros(200, np.uint8) for _ in range(5))
+    image, a, b, c, d, e = (np.zeros(200, np.uint8) for _ in range(6))
     steps = [
         Step(None, (), (image,), 1, 0, (a,)),
         Step(None, (), (a,), 1, 0, (b,), a),
         Step(None, (), (b,), 1, 0, (c,), b),
         Step(None, (), (c, b), 1, 0, (d,), c),
+        Step(None, (), (d,), 1, 0, (e,)),
     ]
     shared, placed = with_shared_memory(steps, image, empty_bytes)
-    first, second, third, fourth = (step.outputs[0] for step in shared)
+    first, second, third, fourth, _ = (step.outputs[0] for step in shared)
     assert second is first and shared[1].inputs[0] is first
     assert not np.shares_memory(second, third)
     assert fourth is third and shared[3].inputs == (third, second)
@@ -310,7 +339,7 @@ def note_rows(share, order):
 @pytest.mark.parametrize("worker, first", [(0, 0), (1, 2), (2, 6)])
 def test_a_thread_begins_with_rows_of_its_own(worker, first):
     order = np.zeros(10, np.int64)
-    Plan([Step(note_rows, (), (), 10, 1e9, (order,))], 3)._program.run(worker=worker)
+    Run(Plan([Step(note_rows, (), (), 10, 1e9, (order,))], 3)._program).work(worker=worker)
     assert order.tolist() == [*range(first, 10), *range(first)]
 
 
@@ -404,6 +433,25 @@ def test_an_error_in_one_thread_ends_the_others_and_is_raised():
     steps = [Step(kernel, (), (), 4, 1e9, ()) for kernel in (take_all_rows, run_out_of_memory, take_all_rows)]
     with pytest.raises(MemoryError, match="what a kernel needs"):
         Plan(steps, 3).run(Helpers(2))
+
+
+def test_helpers_serve_several_callers_and_an_error_is_raised_to_its_own():
+    helpers = Helpers(2)
+    works, fails = (Step(kernel, (), (), 4, 1e9, ()) for kernel in (take_all_rows, run_out_of_memory))
+    plans = [Plan([works, works if number % 5 else fails, works], 3) for number in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(plan.run, helpers) for plan in plans]
+        failed = [run.exception() is not None for run in runs]
+    assert failed == [number % 5 == 0 for number in range(100)]
+    assert helpers._not_started == []
+    assert_soon(lambda: helpers.board.rows[:, 0].tolist() == [0, 0, 0])
+
+
+def assert_soon(condition):
+    began = time.monotonic()
+    while not condition() and time.monotonic() < began + 60:
+        time.sleep(0.001)
+    assert condition()
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import bitseg
 from bitseg.kernels import program
 from bitseg.kernels.bitplanes import Planes
 from bitseg.kernels.counters import add as add_to
-from bitseg.kernels.counters import read
-from bitseg.kernels.program import Bell, Gate, Program, Worker, kernel, numba_type
+from bitseg.kernels.counters import change, read
+from bitseg.kernels.program import Board, Program, Run, Worker, kernel, numba_type
 from bitseg.kernels.sharing import Share
 
 PROGRAM = """
@@ -139,24 +139,43 @@ def test_a_program_runs_its_kernels_in_order_on_what_their_arguments_hold_by_the
     program.run(1, 2)
     program.run(2)
     assert words[1][0] == 111 + 110 + 5 * (20 + 3)
-    gate = Gate()
-    program.run(2, gate=gate)
-    gate.close()
-    program.run(gate=gate)
+    run = Run(program)
+    run.work(2)
+    run.close()
+    run.work()
     assert words[1][0] == 111 + 110 + 100 + 6 * (20 + 3)
 
 
-def test_a_program_finds_in_another_piece_of_memory_what_lay_in_the_first():
-    outside, first, second = np.full(3, 5), np.zeros(80, np.uint8), np.zeros(100, np.uint8)
-    bits = (np.ones(1),)
-    pixels = np.full((2, 2, 2), 3, np.uint8)
+def test_a_run_finds_in_other_pieces_of_memory_what_lay_in_the_first():
+    outside, bits = np.full(3, 5), (np.ones(1),)
+    first, others = np.zeros(80, np.uint8), [np.zeros(size, np.uint8) for size in (100, 80)]
+    second, pixels = np.zeros((2, 2, 2), np.uint8), np.full((2, 2, 2), 3, np.uint8)
     bound = Planes((outside, first[8:16].view(np.int64)), first, 1)
-    program = Program([(add, (bound, np.float32(1), pixels, bits, None))], first, (outside, pixels, bits))
-    for memory, value in ((first, 5), (second, 5), (second, 10)):
-        program.run(memory=memory)
+    program = Program([(add, (bound, np.float32(1), second, bits, None))], (first, second), (outside, bits))
+    for memory, value in ((others[0], 5), (others[1], 5), (others[0], 10)):
+        Run(program, (memory, pixels.reshape(-1))).work()
         assert memory[8] == value and np.count_nonzero(memory) == 1
     program.run()
-    assert first[8] == 10 and outside.tolist() == [5] * 3
+    assert first[8] == 2 and outside.tolist() == [5] * 3
+
+
+@kernel
+def count(counters, before, result):
+    result[0] = counters[0, 0]
+    counters[:] += 1
+
+
+def test_counters_are_zero_when_a_run_begins_wherever_they_are():
+    memory, result = np.full(100, 7, np.uint8), np.zeros(1)
+    counters = memory[16:64].view(np.int64).reshape(2, 3)
+    program = Program([(count, (counters, memory, result))] * 2, (memory,), counters=counters)
+    other = np.full(100, 9, np.uint8)
+    for _ in range(2):
+        Run(program, (other,)).work()
+        assert result[0] == 1 and (other[16:64].view(np.int64) == 2).all()
+        assert (other[:16] == 9).all() and (other[64:] == 9).all() and (memory == 7).all()
+    program.run()
+    assert result[0] == 1 and (counters == 2).all()
 
 
 @kernel
@@ -172,6 +191,18 @@ def test_a_kernel_that_gets_no_memory_raises():
     assert result[0] == 7
 
 
+def test_what_is_waited_for_is_there_once_a_kernel_has_failed():
+    counters, result = np.zeros((1, 3), np.int64), np.zeros(1)
+    program = Program([(fill, (result, 7)), (fill, (result, 2**62))], counters=counters)
+    run = Run(program)
+    run.work(0, 1)
+    assert not run.failed and (counters == 0).all()
+    with pytest.raises(MemoryError):
+        run.work(1)
+    assert run.failed and (counters > 2**60).all()
+    assert not Run(program).failed and (counters == 0).all()
+
+
 @kernel
 def wait_and_answer(counters):
     add_to(counters, 0, 0, 1)
@@ -180,14 +211,14 @@ def wait_and_answer(counters):
     add_to(counters, 2, 0, 1)
 
 
-def test_a_gate_is_closed_when_all_have_left():
-    counters, gate = np.zeros((3, 1), np.int64), Gate()
-    program = Program([(wait_and_answer, (counters,))] * 2)
-    inside = Thread(target=program.run, kwargs={"gate": gate})
+def test_a_run_is_closed_when_all_have_left():
+    counters = np.zeros((3, 1), np.int64)
+    run = Run(Program([(wait_and_answer, (counters,))] * 2))
+    inside = Thread(target=run.work)
     inside.start()
     while counters[0, 0] == 0:
         pass
-    closing = Thread(target=gate.close)
+    closing = Thread(target=run.close)
     closing.start()
     closing.join(0.1)
     assert closing.is_alive()
@@ -208,35 +239,78 @@ def test_a_kernel_learns_which_thread_runs_it():
     result = np.zeros(1)
     program = Program([(note_worker, (((Worker(7), 1), 2), result))])
     for worker in (3, 0, 1):
-        program.run(worker=worker)
+        Run(program).work(worker=worker)
         assert result[0] == worker
 
 
 @kernel
-def do_nothing(counters):
-    pass
-
-
-@kernel
-def ring(counters):
+def note_workers(arguments, result):
+    worker, counters = arguments
+    result[worker.number] += 1
     add_to(counters, 0, 0, 1)
 
 
-def test_a_thread_that_has_ended_listens_for_the_bell():
-    bell = Bell()
+def test_a_helper_that_listens_is_called_to_another_run():
+    board = Board(2)
 
-    def shortest_time(kernel):
-        program, times = Program([(kernel, (bell.counters,))]), []
+    def new_run():
+        counters, noted = np.zeros((1, 1), np.int64), np.zeros(3, np.int64)
+        return Run(Program([(note_workers, ((Worker(0), counters), noted))] * 2)), counters, noted
+
+    called = 0
+    while not called:  # it may have slept when it was to be called
+        run, counters, noted = new_run()
+        helper = Thread(target=new_run()[0].work, kwargs={"worker": 2, "board": board})
+        helper.start()
+        while helper.is_alive() and not called:
+            called = run.call(board, 2)
+    while counters[0, 0] < 2:
+        pass
+    run.close(board)
+    helper.join(60)
+    assert not helper.is_alive() and board.rows[:, 0].tolist() == [0, 0, 0]
+    assert called == 1 and noted.tolist() == [0, 0, 2]
+
+
+def test_a_helper_that_does_not_come_is_called_back():
+    board = Board(3)
+    board.rows[:3, 0] = program._LISTENS, program._AWAY, program._LISTENS
+    run = Run(Program([(note_worker, (((Worker(7), 1), 2), np.zeros(1)))]))
+    assert run.call(board, 1) == 1
+    assert (board.rows[:, 0] > 1).tolist() == [True, False, False, False]
+    assert run.call(board, 2) == 1
+    run.close(board)
+    assert board.rows[:, 0].tolist() == [program._LISTENS, program._AWAY, program._LISTENS, 0]
+
+
+def test_a_helper_does_not_listen_while_there_is_more_to_do():
+    board, run = Board(1), Run(Program([(note_worker, (((Worker(7), 1), 2), np.zeros(1)))]))
+
+    def least_time():
+        times = []
         for _ in range(50):
             began = time.perf_counter()
-            program.run(worker=1, bell=bell)
+            run.work(worker=1, board=board)
             times.append(time.perf_counter() - began)
         return min(times)
 
-    assert shortest_time(ring) < shortest_time(do_nothing)
-    assert bell.counters[0, 0] == 50
-    Program([(do_nothing, (bell.counters,))]).run(bell=bell)
-    assert bell.counters[0, 0] == 51
+    listening = least_time()
+    board.more_to_do(1)
+    assert least_time() < listening
+    board.more_to_do(-1)
+    assert board.rows[:, 0].tolist() == [0, 0]
+
+
+@kernel
+def change_first(counters, result):
+    result[0] = change(counters, 0, 1, 5, 6)
+    result[1] = change(counters, 0, 1, 5, 7)
+
+
+def test_a_counter_is_changed_only_from_the_value_that_is_named():
+    counters, result = np.full((1, 2), 5), np.zeros(2, np.bool_)
+    change_first(counters, result)
+    assert counters.tolist() == [[5, 6]] and result.tolist() == [True, False]
 
 
 def test_types_are_those_that_numba_finds():

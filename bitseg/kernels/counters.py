@@ -40,6 +40,17 @@ def read(typing_context, counters, row, column):
     return types.int64(counters, types.intp, types.intp), code
 
 
+@intrinsic
+def change(typing_context, counters, row, column, old, new):
+    """Give a counter a new value if it has the old one, in one step for all threads; whether it had."""
+
+    def code(context, builder, signature, values):
+        place = _place(context, builder, signature.args[0], *values[:3])
+        return builder.extract_value(builder.cmpxchg(place, *values[3:], "seq_cst"), 1)
+
+    return types.boolean(counters, types.intp, types.intp, types.int64, types.int64), code
+
+
 def _place(context, builder, array_type, array, row, column):
     found = context.make_array(array_type)(context, builder, array)
     columns = cgutils.unpack_tuple(builder, found.shape)[1]

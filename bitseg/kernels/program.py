@@ -14,10 +14,11 @@ from numba.core import cgutils, types
 from numba.core.compiler import Flags, compile_internal
 from numba.extending import intrinsic, typeof_impl
 from numba.np import numpy_support
+from numba.np.arrayobj import populate_array
 
 from .cache import cache_for, folder_of
-from .counters import LOOKS, add, look_again, read
-from .jit import OPTIONS, change_values, without_owner
+from .counters import LOOKS, add, change, look_again, read
+from .jit import OPTIONS, change_values, part, routine, without_owner
 
 
 def kernel(function):
@@ -99,11 +100,13 @@ class Program:
     Parameters
     ----------
     calls : list of (Kernel, tuple)
-        Kernels and their arguments, which this object keeps alive; arrays in `memory` it does not.
-    memory : ndarray of uint8, contiguous, or None
-        Where arrays lie that can be elsewhere when the kernels run, see `run`.
+        Kernels and their arguments, which this object keeps alive; arrays in the `pieces` it does not.
+    pieces : sequence of ndarray, contiguous
+        Three at most. Where arrays lie that can be elsewhere when the kernels run, see `Run`.
     kept : object
-        What has to be kept alive of the arguments where there is a `memory`.
+        What has to be kept alive of the arguments where there are `pieces`.
+    counters : ndarray of int64, contiguous, or None
+        What kernels wait for: zeros when a run begins, and large numbers when a kernel failed, so that nobody waits.
 
     Raises
     ------
@@ -111,151 +114,285 @@ class Program:
         There is not enough to put the arguments in.
     """
 
-    def __init__(self, calls, memory=None, kept=None):
+    def __init__(self, calls, pieces=(), kept=None, counters=None):
         bound = [bind(arguments) for bind, (_, arguments) in zip(entry_points(calls), calls)]
-        self._kept = [arguments for arguments, _, _ in bound], calls if memory is None else kept
+        self._kept = [arguments for arguments, _, _ in bound], kept if pieces else calls, counters
         self._steps = np.array([addresses for _, *addresses in bound], np.int64)
-        self._first, self._size = (0, 0) if memory is None else (memory.ctypes.data, len(memory))
+        self.record = np.zeros((_PIECES + _MOST_PIECES, _COLUMNS), np.int64)
+        self.record[_STEPS, :2] = address_of(self._steps), len(calls)
+        if counters is not None:
+            self.record[_COUNTERS, :2] = address_of(counters), counters.size
+        for row, piece in enumerate(pieces, _PIECES):
+            self.record[row, :2] = address_of(piece), piece.nbytes
 
     def __len__(self):
         return len(self._steps)
 
-    def run(self, first=0, end=None, gate=None, memory=None, failed=None, worker=0, bell=None):
-        """Run the kernels from number `first` on, before number `end`. Several threads may do so at the same time.
-
-        Parameters
-        ----------
-        first, end : int
-        gate : Gate or None
-            No kernel begins any more once this is closed.
-        memory : ndarray of uint8 or None
-            Arrays of the memory that was given at first are at the same place in this one.
-        failed : callable or None
-            Called after a kernel failed, while this thread still is inside the gate.
-        worker : int
-            The thread's number, see `Worker`.
-        bell : Bell or None
-            Rung by worker 0 before the first kernel of the program. Others look after the last one, when they are
-            outside the gate, whether it has been rung since they began, for some time.
+    def run(self, first=0, end=None):
+        """Run the kernels from number `first` on, before number `end`, where every array was at first.
 
         Raises
         ------
         MemoryError
             There is not enough for what a kernel needs while it runs.
         """
-        end = len(self) if end is None else end
-        gate = Gate() if gate is None else gate
-        moved = 0 if memory is None else memory.ctypes.data - self._first
-        counters = gate.counters, _NO_BELL if bell is None else bell.counters
-        if not _native_run_steps()(*counters, self._steps, first, end, self._first, self._size, moved, worker):
-            if failed is not None:
-                failed()
-            gate.leave()
+        Run(self).work(first, end)
+
+
+class Run:
+    """One run of a program, in which several threads may take part.
+
+    Parameters
+    ----------
+    program : Program
+    pieces : sequence of ndarray of uint8, contiguous, one axis
+        In each of them arrays are where they were in that piece which the program was given. None: nothing has moved.
+    """
+
+    def __init__(self, program, pieces=()):
+        # Helpers may use them until `close` has returned.
+        self._kept, self._record = (program, pieces), program.record.copy()
+        _native(_begin)(self._record, (*pieces, *[_NO_BYTES] * (_MOST_PIECES - len(pieces))))
+
+    @property
+    def failed(self):
+        """Whether some kernel did."""
+        return self._record[_FAILED, 0] != 0
+
+    def call(self, board, number):
+        """Let so many helpers take part, of those who listen.
+
+        Parameters
+        ----------
+        board : Board
+        number : int
+
+        Returns
+        -------
+        int
+            How many that are.
+        """
+        return _native(_call)(self._record, board.rows, number)
+
+    def work(self, first=0, end=None, worker=0, board=None):
+        """Run the kernels from number `first` on, before number `end`: of a thread that takes part.
+
+        Parameters
+        ----------
+        first, end : int
+        worker : int
+            The thread's number, see `Worker`.
+        board : Board or None
+            Of a helper, with a number above 0: it then listens for some time, and takes part in runs it is called to.
+
+        Raises
+        ------
+        MemoryError
+            There is not enough for what a kernel needs while it runs.
+        """
+        end = self._record[_STEPS, 1] if end is None else end
+        _native(_work)(self._record, _NO_ROWS if board is None else board.rows, first, end, worker)
+        if board is None and self.failed:
             raise MemoryError(NOT_ENOUGH_MEMORY)
 
+    def fail(self):
+        """Let nobody wait for the rows that a thread had taken, which will not come."""
+        _native(_fail)(self._record)
 
-class Gate:
-    """Where all threads that take part in a run come in and leave again.
+    def close(self, board=None):
+        """Let nobody begin a kernel any more, and return when no thread is at one; those called need not come."""
+        _native(_close)(self._record, _NO_ROWS if board is None else board.rows)
+
+
+class Board:
+    """By which a thread calls helpers that have just worked and still look for more, before they sleep.
+
+    To wake one that sleeps takes some 60 microseconds, and one that has to ask for Python's lock comes as late.
+
+    Parameters
+    ----------
+    helpers : int
 
     Attributes
     ----------
-    counters : int64
-        How many are inside, and whether it is closed.
+    rows : int64, shape (helpers + 1, n)
+        In the first column, of each helper, `_AWAY`, `_LISTENS`, or the address of the record of the run that it is
+        called to; in the last row how much else there is to do.
     """
 
-    def __init__(self):
-        self.counters = np.zeros((2, _COUNTERS), np.int64)
+    def __init__(self, helpers):
+        self.rows = np.zeros((helpers + 1, _COLUMNS), np.int64)
 
-    def close(self):
-        """Let nobody begin a kernel any more, and return when none is left inside."""
-        self._add(_CLOSED, 1)
-
-    def leave(self):
-        """Of a thread inside which nothing is left to be done."""
-        self._add(_INSIDE, -1)
-
-    def _add(self, row, value):
-        _native_change_gate()(self.counters, row, value)
+    def more_to_do(self, number):
+        """Add to how much there is that helpers learn of elsewhere: while there is any, none listens."""
+        _native(_more_to_do)(self.rows, number)
 
 
-class Bell:
-    """By which one thread calls others that have just worked and still look for more, before they sleep.
+_AWAY, _LISTENS = 0, 1
 
-    To wake one that sleeps takes some 60 microseconds; and at the end of a run it would take Python's lock, and
-    with it as long again, from the thread that waits for the result.
+_COLUMNS = 8
+"""Of a run's record and of a board, where each row has a cache line."""
 
-    Attributes
-    ----------
-    counters : int64
-        How many times it was rung.
-    """
+_INSIDE, _CLOSED, _FAILED, _STEPS, _COUNTERS, _PIECES = range(6)
+"""Rows of a run's record: how many threads are at work or called, whether it is closed and how often it has failed;
+address and number of a program's steps, and of the counters that kernels wait for; and, of each piece, address and size
+of the first one, and by how many bytes it has moved."""
 
-    def __init__(self):
-        self.counters = np.zeros((1, _COUNTERS), np.int64)
+_MOST_PIECES = 3
 
+_NO_BYTES = np.empty(0, np.uint8)
 
-_INSIDE, _CLOSED, _COUNTERS = 0, 1, 8
-"""Rows of a gate's counters, each of which has a cache line; only the first column counts."""
+_NO_ROWS = Board(0).rows
 
-_NO_BELL = np.zeros((0, _COUNTERS), np.int64)
+_NO_LONGER = np.iinfo(np.int64).max // 2
+"""What a counter becomes that shall keep nobody waiting."""
 
 LOOKS_FOR_MORE = 20 * LOOKS
-"""Looks at a bell before the thread sleeps: some 0.2 milliseconds, in which another image may come."""
+"""Looks at the board before a helper sleeps: some 0.2 milliseconds, in which another image may come."""
 
 
-@cache
-def _native_run_steps():
-    return _native(_run_steps, types.int64[:, ::1], types.int64[:, ::1], *[types.intp] * 6)
+def address_of(array):
+    """Of the first byte of an array's values."""
+    return array.__array_interface__["data"][0]
 
 
-@cache
-def _native_change_gate():
-    return _native(_change_gate, types.intp, types.int64)
+def _begin(run, pieces):
+    counters = run[_COUNTERS, 0]
+    for number in range(_MOST_PIECES):
+        piece, row = pieces[number], _PIECES + number
+        if len(piece):
+            run[row, 2] = piece.ctypes.data - run[row, 0]
+        if 0 <= counters - run[row, 0] < run[row, 1]:
+            run[_COUNTERS, 0] = counters + run[row, 2]
+    _counters_of(run)[:] = 0
 
 
-def _native(function, *more):
-    """A function of a gate's counters and more arguments, compiled and kept as kernels are."""
-    compiled = _with_cache(numba.njit(function, nogil=True, **OPTIONS), function)
-    return compiled.compile((types.int64[:, ::1], *more))
+@part
+def _counters_of(run):
+    return _numbers_at(run[_COUNTERS, 0], 1, run[_COUNTERS, 1])
 
 
-def _run_steps(gate, bell, steps, first, end, memory, size, moved, worker):
-    """Call native functions, each with the address in the second column; False, still inside, after one that fails."""
-    listens = len(bell) > 0 and worker > 0 and end == len(steps)
-    heard = read(bell, 0, 0) if listens else 0
-    if len(bell) and worker == 0 and first == 0:
-        add(bell, 0, 0, 1)
-    add(gate, _INSIDE, 0, 1)
+def _call(run, board, number):
+    called = 0
+    for row in range(len(board) - 1):
+        if called < number and read(board, row, 0) == _LISTENS:
+            add(run, _INSIDE, 0, 1)
+            if change(board, row, 0, _LISTENS, run.ctypes.data):
+                called += 1
+            else:
+                add(run, _INSIDE, 0, -1)
+    return called
+
+
+def _work(run, board, first, end, worker):
+    add(run, _INSIDE, 0, 1)
+    _run_steps(run, first, end, worker)
+    if worker > 0 and len(board) > 1:
+        place = _listen(board, worker - 1)
+        while place != _AWAY:
+            called = _numbers_at(place, _PIECES + _MOST_PIECES, _COLUMNS)
+            _run_steps(called, 0, called[_STEPS, 1], worker)
+            place = _listen(board, worker - 1)
+
+
+@routine
+def _run_steps(run, first, end, worker):
+    """Call native functions, as a thread that is counted among those inside, which it leaves."""
+    steps = _numbers_at(run[_STEPS, 0], run[_STEPS, 1], 2)
     for step in range(first, end):
-        if read(gate, _CLOSED, 0):
+        if read(run, _CLOSED, 0):
             break
-        if _fails(steps[step, 0], steps[step, 1], memory, size, moved, worker):
-            return False
-    add(gate, _INSIDE, 0, -1)
+        if _fails(steps[step, 0], steps[step, 1], run.ctypes.data, worker):
+            _fail(run)
+            break
+    add(run, _INSIDE, 0, -1)
+
+
+@part
+def _fail(run):
+    add(run, _FAILED, 0, 1)
+    _counters_of(run)[:] = _NO_LONGER
+
+
+@routine
+def _listen(board, row):
+    """Where the record of a run is to which this helper is called; `_AWAY` if it has not been for some time."""
+    change(board, row, 0, _AWAY, _LISTENS)
     looks = 0
-    while listens and looks < LOOKS_FOR_MORE and read(bell, 0, 0) == heard:
-        looks = look_again(looks)
-    return True
+    while True:
+        place = read(board, row, 0)
+        if place == _LISTENS:
+            looks = look_again(looks)
+            ends = looks >= LOOKS_FOR_MORE or read(board, len(board) - 1, 0) > 0
+            if ends and change(board, row, 0, _LISTENS, _AWAY):
+                return _AWAY
+        # It may have been called back.
+        elif change(board, row, 0, place, _AWAY):
+            return place
 
 
-def _change_gate(gate, row, value):
-    add(gate, row, 0, value)
+def _close(run, board):
+    for row in range(len(board) - 1):
+        if change(board, row, 0, run.ctypes.data, _LISTENS):
+            add(run, _INSIDE, 0, -1)
+    add(run, _CLOSED, 0, 1)
     looks = 0
-    while row == _CLOSED and read(gate, _INSIDE, 0):
+    while read(run, _INSIDE, 0):
         looks = look_again(looks)
 
 
-_BOUND = ir.FunctionType(ir.IntType(1), [cgutils.intp_t] * 5)
-"""A native function that says whether it failed. It takes the address of a kernel's arguments; address and size of a
-piece of memory; by how many bytes what lies there has moved; and the number of the `Worker`."""
+def _more_to_do(board, number):
+    add(board, len(board) - 1, 0, number)
+
+
+_NUMBERS = types.int64[:, ::1]
+
+_MORE = {
+    _begin: [types.UniTuple(types.uint8[::1], _MOST_PIECES)],
+    _call: [_NUMBERS, types.intp],
+    _work: [_NUMBERS, *[types.intp] * 3],
+    _fail: [],
+    _close: [_NUMBERS],
+    _more_to_do: [types.int64],
+}
+"""Types of what functions that Python calls take beside a run's record or a board's rows."""
+
+
+@cache
+def _native(function):
+    """One of these, compiled and kept as kernels are."""
+    compiled = _with_cache(numba.njit(function, nogil=True, **OPTIONS), function)
+    return compiled.compile((_NUMBERS, *_MORE[function]))
+
+
+_BOUND = ir.FunctionType(ir.IntType(1), [cgutils.intp_t] * 3)
+"""A native function that says whether it failed. It takes the addresses of a kernel's arguments and of a run's record,
+and the number of the `Worker`."""
 
 
 @intrinsic
-def _fails(typing_context, function, arguments, memory, size, moved, worker):
+def _fails(typing_context, function, arguments, record, worker):
     def code(context, builder, signature, values):
         return builder.call(builder.inttoptr(values[0], _BOUND.as_pointer()), values[1:])
 
-    return types.boolean(function, arguments, memory, size, moved, worker), code
+    return types.boolean(function, arguments, record, worker), code
+
+
+@intrinsic
+def _numbers_at(typing_context, address, rows, columns):
+    """The array of int64 that lies at an address."""
+    kind = _NUMBERS
+
+    def code(context, builder, signature, values):
+        array = context.make_array(kind)(context, builder)
+        address, *shape = values
+        size = cgutils.intp_t(8)
+        strides = builder.mul(shape[1], size), size
+        data = builder.inttoptr(address, array.data.type)
+        populate_array(array, data=data, shape=shape, strides=strides, itemsize=size, meminfo=None)
+        return array._getvalue()
+
+    return kind(types.intp, types.intp, types.intp), code
 
 
 def _entry_point(function):
@@ -294,11 +431,16 @@ def _bound(context, builder, function, arguments):
     bound = ir.Function(builder.module, _BOUND, f"{builder.function.name}.bound")
     bound.linkage = "internal"
     inside = ir.IRBuilder(bound.append_basic_block())
-    place, *move, worker = bound.args
+    place, record, worker = bound.args
+    rows = inside.inttoptr(record, cgutils.intp_t.as_pointer())
+    numbers = [
+        [inside.load(inside.gep(rows, [cgutils.intp_t(_COLUMNS * row + column)])) for column in range(3)]
+        for row in range(_PIECES, _PIECES + _MOST_PIECES)
+    ]
 
     def change(kind, value):
         if isinstance(kind, types.Array):
-            return _moved(context, inside, kind, value, *move)
+            return _moved(context, inside, kind, value, numbers)
         if getattr(kind, "instance_class", None) is Worker:
             return context.make_tuple(inside, kind, [worker])
         return None
@@ -311,13 +453,14 @@ def _bound(context, builder, function, arguments):
     return bound
 
 
-def _moved(context, builder, kind, value, memory, size, moved):
-    """An array of a kernel's arguments: without its owner, and moved where it lies in the memory."""
+def _moved(context, builder, kind, value, pieces):
+    """An array of a kernel's arguments: without its owner, and moved with the piece of memory in which it lies."""
     array = without_owner(context, builder, kind, value)
     address = builder.ptrtoint(array.data, cgutils.intp_t)
-    inside = builder.icmp_unsigned("<", builder.sub(address, memory), size)
     data = builder.bitcast(array.data, cgutils.voidptr_t)
-    data = builder.gep(data, [builder.select(inside, moved, cgutils.intp_t(0))])
+    for first, size, moved in pieces:
+        inside = builder.icmp_unsigned("<", builder.sub(address, first), size)
+        data = builder.gep(data, [builder.select(inside, moved, cgutils.intp_t(0))])
     array.data = builder.bitcast(data, array.data.type)
     return array._getvalue()
 

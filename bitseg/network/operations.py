@@ -95,8 +95,8 @@ class Operations:
         plan = self._plans.get(key) or self.plan(function, image.shape, *more, allocate=workspace.memory)
         self._plans.pop(key, None)
         self._plans[key] = plan
-        for oldest in list(self._plans)[:-KEPT_PLANS]:
-            self._plans.pop(oldest, None)
+        if len(self._plans) > KEPT_PLANS:
+            self._plans.pop(next(iter(self._plans)), None)
         return self._execute(plan, image, workspace)
 
     def plan(self, function, shape, *more, allocate=empty_bytes):
@@ -114,7 +114,7 @@ class Operations:
         return Plan(steps, self.threads, placed)
 
     def execute(self, plan, image, times=None):
-        """Run a plan on an image; a copy of its result. Arguments as for `plan.Plan.run`."""
+        """Run a plan on an image; its result. Arguments as for `plan.Plan.run`."""
         return self._execute(plan, image, self._workspace(), times)
 
     def _execute(self, plan, image, workspace, times=None):

@@ -12,7 +12,7 @@ from threading import Thread
 import numpy as np
 
 from ..kernels.jit import CACHE_LINE, empty_aligned
-from ..kernels.program import NOT_ENOUGH_MEMORY, Bell, Gate, Program, Worker
+from ..kernels.program import NOT_ENOUGH_MEMORY, Board, Program, Run, Worker, address_of
 from ..kernels.sharing import Share, counters_shape, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 2_500
@@ -86,75 +86,65 @@ class Plan:
             calls.append((step.kernel, (*step.constants, *step.inputs, share, *step.outputs)))
         calls.append((wait_for, (counters, len(steps) - 1, parts[-1])))
         if placed is None:
-            self.size, self._program, self._counters = 0, Program(calls), counters
+            self.size, self._program = 0, Program(calls, counters=counters)
         else:
-            memory = placed.memory
-            self.size, self._program = len(memory), Program(calls, memory, [step.constants for step in steps])
-            self._image, self._counters = _Place.of(placed.image, memory), _Place.of(counters, memory)
-            self._result = _Place.of(steps[-1].outputs[0], memory)
+            pieces, constants = (placed.memory, placed.image, placed.result), [step.constants for step in steps]
+            self.size, self._program = len(placed.memory), Program(calls, pieces, constants, counters)
+            self._image_shape, self._result = placed.image.shape, (placed.result.shape, placed.result.dtype)
         work = sum(step.nanoseconds for step in steps)
         self.most_helpers = min(threads, max(parts)) - 1 if work >= NANOSECONDS_WORTH_A_HELPER else 0
         self._stepwise = work > STEPWISE_NANOSECONDS
 
     def execute(self, image, pool, memory, times=None):
-        """Run all steps on an image, in `size` bytes of memory from the start of a cache line on; a copy of the result.
+        """Run all steps on an image, in `size` bytes of memory from the start of a cache line on; their result.
 
         Other arguments as for `run`.
-        """
-        self._image.in_memory(memory)[...] = image
-        self.run(pool, memory, times)
-        return self._result.in_memory(memory).copy()
 
-    def run(self, pool, memory=None, times=None):
+        Raises
+        ------
+        ValueError
+            The plan is for images of another shape.
+        """
+        if image.shape != self._image_shape:
+            raise ValueError(f"an image of shape {image.shape}, but a plan for {self._image_shape}: make one for it")
+        result = np.empty(*self._result)
+        image = np.ascontiguousarray(image, np.uint8).reshape(-1)
+        self.run(pool, (memory, image, result.reshape(-1).view(np.uint8)), times)
+        return result
+
+    def run(self, pool, pieces=(), times=None):
         """Run all steps, with the help of threads of a pool.
 
         Parameters
         ----------
         pool : Helpers or None
             Needed where `most_helpers` is above 0.
-        memory : ndarray of uint8 or None
-            This run's, for steps that were placed in memory.
+        pieces : sequence of ndarray of uint8, one axis
+            For steps that were placed: memory, image and result of this run.
         times : list or None
             Receives the time, of `time.perf_counter`, at which no row was left in each step.
         """
-        counters = self._counters if memory is None else self._counters.in_memory(memory)
-        run = _Run(memory, counters)
-        counters[:] = 0
+        run, board = Run(self._program, pieces), None
         try:
-            for number in range(self.most_helpers):
-                pool.call(self._work, run, number + 1, pool.bell)
-            self._work(run, 0, pool.bell if self.most_helpers else None, times)
+            if self.most_helpers:
+                board = pool.board
+                pool.call(run, self.most_helpers)
+            self._work(run, times)
         except BaseException:
             run.fail()
             raise
         finally:
-            run.gate.close()
+            run.close(board)
         if run.failed:
             raise MemoryError(NOT_ENOUGH_MEMORY)
 
-    def _work(self, run, worker, bell, times=None):
-        arguments = run.gate, run.memory, run.fail, worker, bell
+    def _work(self, run, times):
         alone = len(self._program) - 1 if self._stepwise or times is not None else 0
         for step in range(alone):
-            self._program.run(step, step + 1, *arguments)
+            run.work(step, step + 1)
             if times is not None:
                 times.append(time.perf_counter())
-        self._program.run(alone, None, *arguments)
-
-
-class _Run:
-    """One run of a plan: its memory, and what its threads let one another know."""
-
-    def __init__(self, memory, counters):
-        self.memory, self.counters, self.gate, self.failed = memory, counters, Gate(), False
-
-    def fail(self):
-        """Let nobody wait for the rows that a thread had taken: every step counts as finished.
-
-        To be called by a thread that is inside the gate, or has not closed it yet: afterwards the memory is another's.
-        """
-        self.failed = True
-        self.counters[:] = np.iinfo(np.int64).max // 2
+        run.work(alone)
 
 
 class Helpers:
@@ -169,47 +159,46 @@ class Helpers:
 
     Attributes
     ----------
-    bell : program.Bell
-        Which they hear while they still look for more work.
+    board : program.Board
+        By which they are called while they still look for more work.
     """
 
     def __init__(self, number):
-        self.bell, self._number, self._threads, self._calls = Bell(), number, [], SimpleQueue()
-        weakref.finalize(self, self._calls.put, None)
+        self.board, self._started, self._runs = Board(number), False, SimpleQueue()
+        # Each caller takes another one, without a lock, which a fork could find taken.
+        self._not_started = list(range(number, 0, -1))
+        weakref.finalize(self, self._runs.put, None)
 
-    def call(self, function, *arguments):
-        """Let a thread call a function that raises nothing but MemoryError, as soon as one is free."""
-        if len(self._threads) < self._number:
+    def call(self, run, number):
+        """Let so many threads take part in a `program.Run`, each as soon as it is free."""
+        for _ in range(run.call(self.board, number), number):
+            if self._not_started:
+                self._start()
+            # Else nobody would ever take it, and what it holds.
+            if self._started:
+                self.board.more_to_do(1)
+                self._runs.put(run)
+
+    def _start(self):
+        with suppress(IndexError):
+            worker = self._not_started.pop()
             # None is waited for when the process ends.
-            thread = Thread(target=_serve, args=(self._calls,), name="bitseg", daemon=True)
-            with suppress(RuntimeError):  # as many as the system allows
+            thread = Thread(target=_serve, args=(self._runs, worker, self.board), name="bitseg", daemon=True)
+            try:
                 thread.start()
-                self._threads.append(thread)
-        # Else nobody would ever take it, and what it holds.
-        if self._threads:
-            self._calls.put((function, arguments))
+                self._started = True
+            except RuntimeError:  # as many as the system allows
+                self._not_started.append(worker)
 
 
-def _serve(calls):
-    while call := calls.get():
-        function, arguments = call
-        with suppress(MemoryError):
-            function(*arguments)
-        # What they hold is not needed until the next call.
-        del call, function, arguments
+def _serve(runs, worker, board):
+    while run := runs.get():
+        board.more_to_do(-1)
+        run.work(worker=worker, board=board)
+        # What it holds is not needed until the next one.
+        del run
     # To the next thread, which is to end as well.
-    calls.put(None)
-
-
-class _Place(namedtuple("_Place", "shape dtype offset")):
-    """Where an array lies in a piece of memory."""
-
-    @classmethod
-    def of(cls, array, memory):
-        return cls(array.shape, array.dtype, array.ctypes.data - memory.ctypes.data)
-
-    def in_memory(self, memory):
-        return np.ndarray(self.shape, self.dtype, memory, self.offset)
+    runs.put(None)
 
 
 def _rows_at_a_time(step, threads):
@@ -257,7 +246,7 @@ def _needed(steps, rows, parts):
 
 def _bounds(value):
     """Addresses of the first byte, and of that after the last one, of each array in nested tuples."""
-    starts = [(array.__array_interface__["data"][0], array.nbytes) for array in _arrays(value)]
+    starts = [(address_of(array), array.nbytes) for array in _arrays(value)]
     return [(start, start + size) for start, size in starts]
 
 
@@ -274,7 +263,7 @@ def empty_bytes(size):
     if size < 2**20:
         return empty_aligned(size, np.uint8)
     memory = np.empty(max(size + HUGE_PAGE, 4 * 2**20), np.uint8)
-    first = -memory.ctypes.data % HUGE_PAGE
+    first = -address_of(memory) % HUGE_PAGE
     return memory[first : first + size]
 
 
@@ -314,8 +303,9 @@ def placeholder(shape, dtype):
     return np.ndarray(shape, dtype, _NO_MEMORY, strides=(0,) * len(shape))
 
 
-Placed = namedtuple("Placed", "memory image counters rows")
-"""A piece of memory, the image and a plan's counters in it, and how many rows of each step a thread takes at a time."""
+Placed = namedtuple("Placed", "memory image result counters rows")
+"""A piece of memory and a plan's counters in it; image and result, which each run has elsewhere; and how many rows of
+each step a thread takes at a time."""
 
 
 def with_shared_memory(steps, image, allocate, threads=1):
@@ -328,7 +318,7 @@ def with_shared_memory(steps, image, allocate, threads=1):
     ----------
     steps : list of Step
     image : ndarray
-        Written before the first step.
+        Read by the steps. It and the first output of the last step do not lie in that memory.
     allocate : callable
         Gives that memory: at least so many bytes of uint8, from the beginning of a cache line.
     threads : int
@@ -341,16 +331,19 @@ def with_shared_memory(steps, image, allocate, threads=1):
     """
     rows = [_rows_at_a_time(step, threads) for step in steps]
     counters = placeholder(counters_shape(_parts(steps, rows), threads), np.int64)
-    uses = {id(image): (image, 0), id(counters): (counters, 0)}
+    result = steps[-1].outputs[0]
+    elsewhere = {id(array): np.empty(array.shape, array.dtype) for array in (image, result)}
+    uses = {id(counters): (counters, 0)}
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
             uses.setdefault(id(array), (array, number))
-    last_use = {id(image): 0, id(counters): len(steps)} | {
+    del uses[id(result)]
+    last_use = {id(counters): len(steps)} | {
         id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
     }
     replaced = set()
     for number, step in reversed(list(enumerate(steps))):
-        if step.updated is not None and last_use[id(step.updated)] == number:
+        if step.updated is not None and last_use[id(step.updated)] == number and step.outputs[0] is not result:
             replaced.add(id(step.updated))
             last_use[id(step.updated)] = last_use[id(step.outputs[0])]
             del uses[id(step.outputs[0])]
@@ -372,7 +365,9 @@ def with_shared_memory(steps, image, allocate, threads=1):
         places.update((id(array), (array, start + place)) for array, place in zip(arrays, ends))
     size = max(block.end for block in placed)
     memory = allocate(size)[:size]
-    buffers = {key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()}
+    buffers = elsewhere | {
+        key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()
+    }
     for step in steps:
         if id(step.updated) in replaced:
             buffers[id(step.outputs[0])] = buffers[id(step.updated)]
@@ -380,7 +375,7 @@ def with_shared_memory(steps, image, allocate, threads=1):
         step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
         for step in steps
     ]
-    return steps, Placed(memory, buffers[id(image)], buffers[id(counters)], rows)
+    return steps, Placed(memory, *elsewhere.values(), buffers[id(counters)], rows)
 
 
 _Block = namedtuple("_Block", "start end first last")
