@@ -108,6 +108,11 @@ class Program:
     counters : ndarray of int64, contiguous, or None
         What kernels wait for: zeros when a run begins, and large numbers when a kernel failed, so that nobody waits.
 
+    Attributes
+    ----------
+    record : ndarray of int64
+        What each `Run` begins with, see `_PIECES`.
+
     Raises
     ------
     MemoryError
@@ -257,6 +262,7 @@ def address_of(array):
 
 
 def _begin(run, pieces):
+    """Note where the pieces are, and set the counters, which may lie in one of them, to zero."""
     counters = run[_COUNTERS, 0]
     for number in range(_MOST_PIECES):
         piece, row = pieces[number], _PIECES + number
@@ -273,6 +279,7 @@ def _counters_of(run):
 
 
 def _call(run, board, number):
+    """Call so many listeners, each of whom is counted among those inside from now on; how many there were."""
     called = 0
     for row in range(len(board) - 1):
         if called < number and read(board, row, 0) == _LISTENS:
@@ -285,6 +292,7 @@ def _call(run, board, number):
 
 
 def _work(run, board, first, end, worker):
+    """Take part in a run, and, as a helper, in those that it is called to until it has not been for some time."""
     add(run, _INSIDE, 0, 1)
     _run_steps(run, first, end, worker)
     if worker > 0 and len(board) > 1:
@@ -332,6 +340,7 @@ def _listen(board, row):
 
 
 def _close(run, board):
+    """Call back those who have not come, and return when all others have left."""
     for row in range(len(board) - 1):
         if change(board, row, 0, run.ctypes.data, _LISTENS):
             add(run, _INSIDE, 0, -1)
@@ -381,10 +390,9 @@ def _fails(typing_context, function, arguments, record, worker):
 @intrinsic
 def _numbers_at(typing_context, address, rows, columns):
     """The array of int64 that lies at an address."""
-    kind = _NUMBERS
 
     def code(context, builder, signature, values):
-        array = context.make_array(kind)(context, builder)
+        array = context.make_array(_NUMBERS)(context, builder)
         address, *shape = values
         size = cgutils.intp_t(8)
         strides = builder.mul(shape[1], size), size
@@ -392,7 +400,7 @@ def _numbers_at(typing_context, address, rows, columns):
         populate_array(array, data=data, shape=shape, strides=strides, itemsize=size, meminfo=None)
         return array._getvalue()
 
-    return kind(types.intp, types.intp, types.intp), code
+    return _NUMBERS(types.intp, types.intp, types.intp), code
 
 
 def _entry_point(function):
