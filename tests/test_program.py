@@ -17,7 +17,7 @@ import bitseg
 from bitseg.kernels import program
 from bitseg.kernels.bitplanes import Planes
 from bitseg.kernels.counters import add as add_to
-from bitseg.kernels.counters import change, read
+from bitseg.kernels.counters import compare_exchange, read
 from bitseg.kernels.program import Board, Program, Run, Worker, kernel, numba_type
 from bitseg.kernels.sharing import Share
 
@@ -152,15 +152,15 @@ def test_a_run_finds_in_other_pieces_of_memory_what_lay_in_the_first():
     second, pixels = np.zeros((2, 2, 2), np.uint8), np.full((2, 2, 2), 3, np.uint8)
     bound = Planes((outside, first[8:16].view(np.int64)), first, 1)
     program = Program([(add, (bound, np.float32(1), second, bits, None))], (first, second), (outside, bits))
-    for memory, value in ((others[0], 5), (others[1], 5), (others[0], 10)):
+    for memory, value in ((first, 5), (others[0], 5), (others[1], 5), (others[0], 10)):
         Run(program, (memory, pixels.reshape(-1))).work()
         assert memory[8] == value and np.count_nonzero(memory) == 1
     program.run()
-    assert first[8] == 2 and outside.tolist() == [5] * 3
+    assert first[8] == 7 and outside.tolist() == [5] * 3
 
 
 @kernel
-def count(counters, before, result):
+def count(counters, result):
     result[0] = counters[0, 0]
     counters[:] += 1
 
@@ -168,7 +168,7 @@ def count(counters, before, result):
 def test_counters_are_zero_when_a_run_begins_wherever_they_are():
     memory, result = np.full(100, 7, np.uint8), np.zeros(1)
     counters = memory[16:64].view(np.int64).reshape(2, 3)
-    program = Program([(count, (counters, memory, result))] * 2, (memory,), counters=counters)
+    program = Program([(count, (counters, result))] * 2, (memory,), counters=counters)
     other = np.full(100, 9, np.uint8)
     for _ in range(2):
         Run(program, (other,)).work()
@@ -303,8 +303,8 @@ def test_a_helper_does_not_listen_while_there_is_more_to_do():
 
 @kernel
 def change_first(counters, result):
-    result[0] = change(counters, 0, 1, 5, 6)
-    result[1] = change(counters, 0, 1, 5, 7)
+    result[0] = compare_exchange(counters, 0, 1, 5, 6)
+    result[1] = compare_exchange(counters, 0, 1, 5, 7)
 
 
 def test_a_counter_is_changed_only_from_the_value_that_is_named():

@@ -41,7 +41,7 @@ def read(typing_context, counters, row, column):
 
 
 @intrinsic
-def change(typing_context, counters, row, column, old, new):
+def compare_exchange(typing_context, counters, row, column, old, new):
     """Give a counter a new value if it has the old one, in one step for all threads; whether it had."""
 
     def code(context, builder, signature, values):

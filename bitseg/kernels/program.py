@@ -17,7 +17,7 @@ from numba.np import numpy_support
 from numba.np.arrayobj import populate_array
 
 from .cache import cache_for, folder_of
-from .counters import LOOKS, add, change, look_again, read
+from .counters import LOOKS, add, compare_exchange, look_again, read
 from .jit import OPTIONS, change_values, part, routine, without_owner
 
 
@@ -124,11 +124,11 @@ class Program:
         self._kept = [arguments for arguments, _, _ in bound], kept if pieces else calls, counters
         self._steps = np.array([addresses for _, *addresses in bound], np.int64)
         self.record = np.zeros((_PIECES + _MOST_PIECES, _COLUMNS), np.int64)
-        self.record[_STEPS, :2] = address_of(self._steps), len(calls)
+        self.record[_STEPS, :2] = self._steps.ctypes.data, len(calls)
         if counters is not None:
-            self.record[_COUNTERS, :2] = address_of(counters), counters.size
+            self.record[_COUNTERS, :2] = counters.ctypes.data, counters.size
         for row, piece in enumerate(pieces, _PIECES):
-            self.record[row, :2] = address_of(piece), piece.nbytes
+            self.record[row, :2] = piece.ctypes.data, piece.nbytes
 
     def __len__(self):
         return len(self._steps)
@@ -201,7 +201,10 @@ class Run:
             raise MemoryError(NOT_ENOUGH_MEMORY)
 
     def fail(self):
-        """Let nobody wait for the rows that a thread had taken, which will not come."""
+        """Let nobody wait for the rows that a thread had taken, which will not come.
+
+        Not after `close`: the counters' memory may then be another run's.
+        """
         _native(_fail)(self._record)
 
     def close(self, board=None):
@@ -256,11 +259,6 @@ LOOKS_FOR_MORE = 20 * LOOKS
 """Looks at the board before a helper sleeps: some 0.2 milliseconds, in which another image may come."""
 
 
-def address_of(array):
-    """Of the first byte of an array's values."""
-    return array.__array_interface__["data"][0]
-
-
 def _begin(run, pieces):
     """Note where the pieces are, and set the counters, which may lie in one of them, to zero."""
     counters = run[_COUNTERS, 0]
@@ -284,7 +282,7 @@ def _call(run, board, number):
     for row in range(len(board) - 1):
         if called < number and read(board, row, 0) == _LISTENS:
             add(run, _INSIDE, 0, 1)
-            if change(board, row, 0, _LISTENS, run.ctypes.data):
+            if compare_exchange(board, row, 0, _LISTENS, run.ctypes.data):
                 called += 1
             else:
                 add(run, _INSIDE, 0, -1)
@@ -325,24 +323,24 @@ def _fail(run):
 @routine
 def _listen(board, row):
     """Where the record of a run is to which this helper is called; `_AWAY` if it has not been for some time."""
-    change(board, row, 0, _AWAY, _LISTENS)
+    compare_exchange(board, row, 0, _AWAY, _LISTENS)
     looks = 0
     while True:
         place = read(board, row, 0)
         if place == _LISTENS:
             looks = look_again(looks)
             ends = looks >= LOOKS_FOR_MORE or read(board, len(board) - 1, 0) > 0
-            if ends and change(board, row, 0, _LISTENS, _AWAY):
+            if ends and compare_exchange(board, row, 0, _LISTENS, _AWAY):
                 return _AWAY
         # It may have been called back.
-        elif change(board, row, 0, place, _AWAY):
+        elif compare_exchange(board, row, 0, place, _AWAY):
             return place
 
 
 def _close(run, board):
     """Call back those who have not come, and return when all others have left."""
     for row in range(len(board) - 1):
-        if change(board, row, 0, run.ctypes.data, _LISTENS):
+        if compare_exchange(board, row, 0, run.ctypes.data, _LISTENS):
             add(run, _INSIDE, 0, -1)
     add(run, _CLOSED, 0, 1)
     looks = 0

@@ -95,8 +95,8 @@ class Operations:
         plan = self._plans.get(key) or self.plan(function, image.shape, *more, allocate=workspace.memory)
         self._plans.pop(key, None)
         self._plans[key] = plan
-        if len(self._plans) > KEPT_PLANS:
-            self._plans.pop(next(iter(self._plans)), None)
+        for oldest in list(self._plans)[:-KEPT_PLANS]:
+            self._plans.pop(oldest, None)
         return self._execute(plan, image, workspace)
 
     def plan(self, function, shape, *more, allocate=empty_bytes):

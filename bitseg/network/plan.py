@@ -4,7 +4,6 @@ import bisect
 import time
 import weakref
 from collections import namedtuple
-from contextlib import suppress
 from itertools import accumulate, chain, product
 from queue import SimpleQueue
 from threading import Thread
@@ -12,7 +11,7 @@ from threading import Thread
 import numpy as np
 
 from ..kernels.jit import CACHE_LINE, empty_aligned
-from ..kernels.program import NOT_ENOUGH_MEMORY, Board, Program, Run, Worker, address_of
+from ..kernels.program import NOT_ENOUGH_MEMORY, Board, Program, Run, Worker
 from ..kernels.sharing import Share, counters_shape, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 2_500
@@ -172,23 +171,26 @@ class Helpers:
     def call(self, run, number):
         """Let so many threads take part in a `program.Run`, each as soon as it is free."""
         for _ in range(run.call(self.board, number), number):
-            if self._not_started:
-                self._start()
+            self._start()
             # Else nobody would ever take it, and what it holds.
             if self._started:
                 self.board.more_to_do(1)
                 self._runs.put(run)
 
     def _start(self):
-        with suppress(IndexError):
+        """Start one more thread, if there is one left to be started, and the system allows it."""
+        try:
             worker = self._not_started.pop()
-            # None is waited for when the process ends.
-            thread = Thread(target=_serve, args=(self._runs, worker, self.board), name="bitseg", daemon=True)
-            try:
-                thread.start()
-                self._started = True
-            except RuntimeError:  # as many as the system allows
-                self._not_started.append(worker)
+        except IndexError:
+            return
+        # None is waited for when the process ends.
+        thread = Thread(target=_serve, args=(self._runs, worker, self.board), name="bitseg", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._not_started.append(worker)
+        else:
+            self._started = True
 
 
 def _serve(runs, worker, board):
@@ -246,7 +248,7 @@ def _needed(steps, rows, parts):
 
 def _bounds(value):
     """Addresses of the first byte, and of that after the last one, of each array in nested tuples."""
-    starts = [(address_of(array), array.nbytes) for array in _arrays(value)]
+    starts = [(array.__array_interface__["data"][0], array.nbytes) for array in _arrays(value)]
     return [(start, start + size) for start, size in starts]
 
 
@@ -263,7 +265,7 @@ def empty_bytes(size):
     if size < 2**20:
         return empty_aligned(size, np.uint8)
     memory = np.empty(max(size + HUGE_PAGE, 4 * 2**20), np.uint8)
-    first = -address_of(memory) % HUGE_PAGE
+    first = -memory.ctypes.data % HUGE_PAGE
     return memory[first : first + size]
 
 
