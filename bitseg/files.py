@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def check_writable(path, error_class):
         The folder is missing or write-protected, or something of this name cannot be replaced.
     """
     path = Path(path)
+    try:
+        named = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise error_class(f"{str(path)!r}: no file can have this name; choose another")
     # os.path, because Path.is_dir raises where a parent folder may not be entered.
     if not os.path.isdir(path.parent):
         raise error_class(f"{path}: the folder {path.parent} does not exist; create it first")
@@ -40,7 +47,7 @@ def write_safely(path, error_class):
     Parameters
     ----------
     path : path
-        File to be written; an existing one stays as it was until then.
+        File to be written; an existing one stays as it was until then, and leaves it its permissions.
     error_class : type
         Subclass of `errors.BitsegError` to raise.
 
@@ -60,6 +67,8 @@ def write_safely(path, error_class):
     temporary = target.with_name(f".bitseg-{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
+            with suppress(FileNotFoundError):
+                shutil.copymode(target, temporary)
             yield file
         os.replace(temporary, target)
     except OSError as error:

@@ -27,3 +27,19 @@ def test_what_cannot_be_written_is_said_in_the_terms_of_the_caller(tmp_path, err
         with pytest.raises(error_class), write_safely(tmp_path / name, error_class):
             pytest.fail("opened for writing")
     assert sorted(os.listdir(tmp_path)) == ["folder"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udfffb"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    with pytest.raises(ImageError, match="no file can have this name"), write_safely(tmp_path / name, ImageError):
+        pytest.fail("opened for writing")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
+    path = tmp_path / "result"
+    path.write_text("old")
+    path.chmod(0o600)
+    with write_safely(path, ImageError) as file:
+        file.write(b"new")
+    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o600

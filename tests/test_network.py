@@ -1,8 +1,12 @@
 """The whole network: Numba against plain NumPy, for any thread count, on random models and real photos."""
 
 import os
+import subprocess
+import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -191,6 +195,33 @@ def test_the_latest_plans_are_kept_and_memory_which_grows_and_shrinks(monkeypatc
     assert kept == [*shapes[3:], shapes[0], (32, 32), (96, 160)] and len(more_memory) > len(memory)
     monkeypatch.setattr(plan_module, "KEPT_BYTES", len(more_memory) - 1)
     assert len(run((32, 32))[1]) < len(memory)
+
+
+def test_a_plan_does_not_keep_the_memory_it_was_made_with():
+    operations = Operations(2)
+    network, image, alive = Network(random_model(), operations), random_image(64, 64, 0), []
+
+    def allocate(size):
+        memory = empty_bytes(size)
+        alive.append(weakref.ref(memory if memory.base is None else memory.base))
+        return memory
+
+    plan = operations.plan(network.compute_scores, image.shape, allocate=allocate)
+    assert len(alive) == 1 and alive[0]() is None
+    assert np.array_equal(operations.execute(plan, image), network.scores(image))
+
+
+def test_a_network_may_be_run_while_its_own_thread_plans_a_run():
+    operations = Operations(2)
+    network, image = Network(random_model(), operations), random_image(64, 64, 0)
+    expected, found = Network(random_model(), ReferenceOperations()).scores(image), []
+
+    def interrupted(image, *more):
+        found.append(network.scores(random_image(64, 64, 0)))
+        return network.compute_scores(image, *more)
+
+    assert np.array_equal(operations.run(interrupted, image), expected)
+    assert np.array_equal(found[0], expected)
 
 
 def test_one_plan_may_be_run_in_several_pieces_of_memory_at_once():
@@ -421,6 +452,64 @@ def test_a_step_needs_all_of_the_one_before_where_it_writes_what_that_one_reads_
     assert needed((c, b), (d,), window=None) == everything
     assert needed((b, c), (d,)) == needed((c, c[:1]), (d,)) == everything
     assert needed((c,), (b,)) == needed((c,), (d, c)) == everything
+
+
+INTERRUPTED = """
+import faulthandler, random, signal, time
+import numpy as np
+from bitseg.network import plan
+from bitseg.network.graph import Network
+from bitseg.network.operations import Operations
+from models import random_model
+
+faulthandler.dump_traceback_later(60, exit=True)
+plan.NANOSECONDS_WORTH_A_HELPER, plan.NANOSECONDS_WORTH_A_THREAD = 0, 100
+runs, open_runs = [], 0
+
+class Run(plan.Run):
+    has_called = False
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        runs.append(self)
+
+    def call(self, *arguments):
+        self.has_called = True
+        return super().call(*arguments)
+
+class Stop(Exception):
+    pass
+
+def stop(*_):
+    raise Stop
+
+network = Network(random_model(), Operations(2))
+image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+expected = network.scores(image)
+plan.Run = Run
+signal.signal(signal.SIGALRM, stop)
+end, stopped = time.monotonic() + 4, 0
+while time.monotonic() < end:
+    runs.clear()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 3e-4))
+        for _ in range(5):
+            network.scores(image)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Stop:
+        stopped += 1
+    # One to which nobody was called needs no end.
+    assert all(run.closed or not run.has_called for run in runs)
+assert stopped > 100 and np.array_equal(network.scores(image), expected)
+print("closed")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs timers that send signals")
+def test_a_run_that_a_signal_interrupts_is_closed():
+    command = [sys.executable, "-c", INTERRUPTED]
+    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert result.stdout == "closed\n", result.stderr
 
 
 @kernel

@@ -100,7 +100,7 @@ class Program:
     Parameters
     ----------
     calls : list of (Kernel, tuple)
-        Kernels and their arguments, which this object keeps alive; arrays in the `pieces` it does not.
+        Kernels and their arguments, which this object keeps alive; arrays and counters in the `pieces` it does not.
     pieces : sequence of ndarray, contiguous
         Three at most. Where arrays lie that can be elsewhere when the kernels run, see `Run`.
     kept : object
@@ -121,7 +121,8 @@ class Program:
 
     def __init__(self, calls, pieces=(), kept=None, counters=None):
         bound = [bind(arguments) for bind, (_, arguments) in zip(entry_points(calls), calls)]
-        self._kept = [arguments for arguments, _, _ in bound], kept if pieces else calls, counters
+        held = [] if counters is None or any(np.may_share_memory(counters, piece) for piece in pieces) else [counters]
+        self._kept = [arguments for arguments, _, _ in bound], kept if pieces else calls, held
         self._steps = np.array([addresses for _, *addresses in bound], np.int64)
         self.record = np.zeros((_PIECES + _MOST_PIECES, _COLUMNS), np.int64)
         self.record[_STEPS, :2] = self._steps.ctypes.data, len(calls)
@@ -158,6 +159,11 @@ class Run:
         # Helpers may use them until `close` has returned.
         self._kept, self._record = (program, pieces), program.record.copy()
         _native(_begin)(self._record, (*pieces, *[_NO_BYTES] * (_MOST_PIECES - len(pieces))))
+
+    @property
+    def closed(self):
+        """Whether nobody begins a kernel any more."""
+        return self._record[_CLOSED, 0] != 0
 
     @property
     def failed(self):
@@ -200,16 +206,21 @@ class Run:
         if board is None and self.failed:
             raise MemoryError(NOT_ENOUGH_MEMORY)
 
-    def fail(self):
-        """Let nobody wait for the rows that a thread had taken, which will not come.
+    def finish(self, first=0, board=None):
+        """Run the kernels from number `first` on, as the thread that called the helpers of a board, and close the run.
 
-        Not after `close`: the counters' memory may then be another run's.
+        Nobody begins a kernel any more then, and no thread is at one: those called need not come, and one that comes
+        later holds no more than the record.
         """
-        _native(_fail)(self._record)
+        # Python has no part in between: an exception from a signal would leave to helpers a run that has ended.
+        _native(_finish)(self._record, _NO_ROWS if board is None else board.rows, first, self._record[_STEPS, 1])
+        self._kept = None
 
-    def close(self, board=None):
-        """Let nobody begin a kernel any more, and return when no thread is at one; those called need not come."""
-        _native(_close)(self._record, _NO_ROWS if board is None else board.rows)
+    def abandon(self, board=None):
+        """Close the run, and let nobody wait for rows that a thread had taken: they will not come."""
+        if not self.closed:
+            _native(_abandon)(self._record, _NO_ROWS if board is None else board.rows)
+        self._kept = None
 
 
 class Board:
@@ -337,6 +348,7 @@ def _listen(board, row):
             return place
 
 
+@routine
 def _close(run, board):
     """Call back those who have not come, and return when all others have left."""
     for row in range(len(board) - 1):
@@ -346,6 +358,19 @@ def _close(run, board):
     looks = 0
     while read(run, _INSIDE, 0):
         looks = look_again(looks)
+
+
+def _finish(run, board, first, end):
+    """Take part in a run as the thread that called others to it, and close it."""
+    add(run, _INSIDE, 0, 1)
+    _run_steps(run, first, end, 0)
+    _close(run, board)
+
+
+def _abandon(run, board):
+    """Let nobody wait, and close a run: not one that is closed, whose counters' memory may be another's."""
+    _fail(run)
+    _close(run, board)
 
 
 def _more_to_do(board, number):
@@ -358,8 +383,8 @@ _MORE = {
     _begin: [types.UniTuple(types.uint8[::1], _MOST_PIECES)],
     _call: [_NUMBERS, types.intp],
     _work: [_NUMBERS, *[types.intp] * 3],
-    _fail: [],
-    _close: [_NUMBERS],
+    _finish: [_NUMBERS, types.intp, types.intp],
+    _abandon: [_NUMBERS],
     _more_to_do: [types.int64],
 }
 """Types of what functions that Python calls take beside a run's record or a board's rows."""
@@ -574,8 +599,10 @@ class _Helper:
     def wait(self):
         global _compiled_by_helpers
         if self.process:
-            _, status = os.waitpid(self.process, 0)
-            _compiled_by_helpers += max(0, os.waitstatus_to_exitcode(status))
+            # Where a parent's children are not to be waited for (SIGCHLD ignored) nobody learns how it ended.
+            with suppress(ChildProcessError):
+                _, status = os.waitpid(self.process, 0)
+                _compiled_by_helpers += max(0, os.waitstatus_to_exitcode(status))
 
 
 def _start_helper():

@@ -79,7 +79,8 @@ def stem_rows(filters, rounding, image, share, stream, result):
         upcoming = first_missing(ready, 2 * y, end)
         while upcoming < end:
             begin_rows(image, filters, space, upcoming)
-            for row in range(together):
+            # Those made together reach past the last row.
+            for row in range(min(together, 2 * height - upcoming)):
                 find_centers(image, filters, upcoming + row, totals, centers[row])
             for x0 in range(0, 2 * width, at_a_time):
                 x1 = min(x0 + at_a_time, 2 * width)

@@ -105,11 +105,13 @@ class Operations:
         It is made with memory from `allocate`, see `plan.with_shared_memory`, but does not keep it.
         """
         image = placeholder(shape, np.uint8)
+        # A signal's handler may plan while this thread does.
+        before = getattr(self._planning, "steps", None)
         self._planning.steps = steps = []
         try:
             function(image, *more)
         finally:
-            del self._planning.steps
+            self._planning.steps = before
         steps, placed = with_shared_memory(steps, image, allocate, self.threads)
         return Plan(steps, self.threads, placed)
 
@@ -280,7 +282,7 @@ class Operations:
 
     def _planes(self, height, width, convolution, bits):
         """Empty planes for what a convolution gives; in a plan, which brings memory of its own, without any."""
-        zeros = placeholder if hasattr(self._planning, "steps") else np.zeros
+        zeros = np.zeros if getattr(self._planning, "steps", None) is None else placeholder
         return bit_planes(height, width, convolution.out_channels, bits, zeros=zeros)
 
     def _step(self, nanoseconds, height, kernel, constants, inputs, outputs, **more):

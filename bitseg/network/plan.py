@@ -3,10 +3,10 @@
 import bisect
 import time
 import weakref
+from _thread import start_new_thread
 from collections import namedtuple
 from itertools import accumulate, chain, product
 from queue import SimpleQueue
-from threading import Thread
 
 import numpy as np
 
@@ -128,22 +128,20 @@ class Plan:
             if self.most_helpers:
                 board = pool.board
                 pool.call(run, self.most_helpers)
-            self._work(run, times)
+            self._work(run, board, times)
         except BaseException:
-            run.fail()
+            run.abandon(board)
             raise
-        finally:
-            run.close(board)
         if run.failed:
             raise MemoryError(NOT_ENOUGH_MEMORY)
 
-    def _work(self, run, times):
+    def _work(self, run, board, times):
         alone = len(self._program) - 1 if self._stepwise or times is not None else 0
         for step in range(alone):
             run.work(step, step + 1)
             if times is not None:
                 times.append(time.perf_counter())
-        run.work(alone)
+        run.finish(alone, board)
 
 
 class Helpers:
@@ -183,14 +181,14 @@ class Helpers:
             worker = self._not_started.pop()
         except IndexError:
             return
-        # None is waited for when the process ends.
-        thread = Thread(target=_serve, args=(self._runs, worker, self.board), name="bitseg", daemon=True)
+        before, self._started = self._started, True
         try:
-            thread.start()
+            # None is waited for when the process ends. A `threading.Thread` waits until it has begun: an exception
+            # from a signal would come in between, and nobody would know of the thread.
+            start_new_thread(_serve, (self._runs, worker, self.board))
         except RuntimeError:
+            self._started = before
             self._not_started.append(worker)
-        else:
-            self._started = True
 
 
 def _serve(runs, worker, board):
