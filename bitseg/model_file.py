@@ -11,6 +11,7 @@ import math
 import os
 import re
 import stat
+import traceback
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
@@ -213,6 +214,8 @@ def _explained(path, mend):
         # Hostile content makes libhdf5, h5py and json raise many types, and their texts may quote it.
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = "".join(filter(str.isprintable, reason))[:200]
+        # A file that h5py could open half only crashes it when it is dropped as late as at the end of the process.
+        traceback.clear_frames(error.__traceback__)
         raise ModelFileError(f"{path}: not a valid bitseg model ({reason}); {mend}") from error
 
 

@@ -392,7 +392,8 @@ def test_progress_in_a_log_is_a_line_now_and_then(album, predict, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
-def test_interrupt_leaves_only_whole_results(tmp_path):
+@pytest.mark.parametrize("sent, status, said", [("SIGINT", 130, "Interrupted\n"), ("SIGTERM", 143, "")])
+def test_interrupt_leaves_only_whole_results(tmp_path, sent, status, said):
     folder, output = tmp_path / "photos", tmp_path / "out"
     folder.mkdir()
     for i in range(500):
@@ -408,14 +409,34 @@ def test_interrupt_leaves_only_whole_results(tmp_path):
     patience = time.monotonic() + 60
     while not (output.exists() and len(os.listdir(output)) > 2) and time.monotonic() < patience:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, sent))
     stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout, stderr) == (130, "", "Interrupted\n")
+    assert (process.returncode, stdout, stderr) == (status, "", said)
     written = os.listdir(output)
     assert 2 < len(written) < 500
     for name in written:
         assert name.endswith(".overlay.png")
         read(output / name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a second process compiles")
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_no_process_is_left_of_a_first_run_that_is_ended(tmp_path, sent):
+    process = subprocess.Popen(
+        [*command(), "predict", CHELSEA, "-o", tmp_path / "mask.png"],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert "compiling" in process.stderr.readline()
+    time.sleep(1)
+    process.send_signal(getattr(signal, sent))
+    # Whoever compiles has the pipes open: until then they do not end.
+    process.communicate(timeout=6)
+    assert process.returncode == {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}[sent]
+    assert not (tmp_path / "mask.png").exists()
 
 
 # What goes wrong

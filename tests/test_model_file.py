@@ -471,6 +471,16 @@ def test_random_changes_behind_a_right_header_end_in_one_line_or_none(tmp_path, 
     assert result.returncode == 0, result.stdout[-200:] + result.stderr
 
 
+@pytest.mark.parametrize("payload", [b"no HDF5", b"\x89HDF\r\n\x1a\nno more of it", "half"])
+def test_content_that_hdf5_refuses_is_one_line_to_the_end_of_the_process(tmp_path, content, payload):
+    """The library has crashed as the process ended."""
+    path = tmp_path / "model.h5"
+    path.write_bytes(with_header(content[512 : len(content) // 2] if payload == "half" else payload))
+    command = [sys.executable, "-m", "bitseg", "info", path]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1) and "not a valid bitseg model" in result.stderr
+
+
 # Names and lists.
 
 

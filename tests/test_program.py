@@ -79,6 +79,18 @@ def test_a_damaged_cache_is_replaced(package):
     assert run(package).stderr == ""
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
+def test_a_cache_with_a_changed_bit_is_replaced(package, share):
+    run(package)
+    for file in (package / "kernels" / "__pycache__").glob("*.nbc"):
+        content = bytearray(file.read_bytes())
+        content[int(len(content) * share)] ^= 1
+        file.write_bytes(content)
+    result = run(package)
+    assert result.stdout == "15\n" and "compiling" in result.stderr
+    assert run(package).stderr == ""
+
+
 def test_without_a_writable_folder_kernels_are_compiled_in_memory(package):
     # A file where each folder should be stops even root, who may write everywhere else.
     (package / "kernels" / "__pycache__").write_text("")

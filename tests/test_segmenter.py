@@ -83,6 +83,11 @@ def test_unusable_thread_count_is_refused(threads):
         Segmenter(random_model(), threads)
 
 
+def test_more_threads_than_any_machine_has_are_refused():
+    with pytest.raises(BitsegError, match="threads must be at most 1024"):
+        Segmenter(random_model(), 10**20)
+
+
 def test_a_numba_that_does_not_compile_is_refused(monkeypatch):
     monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
     with pytest.raises(BitsegError, match="NUMBA_DISABLE_JIT keeps Numba from compiling"):

@@ -4,10 +4,13 @@ Commands import what they need when they run, so that ``bitseg --help`` is quick
 """
 
 import atexit
+import errno
 import gc
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 
 import click
@@ -26,6 +29,12 @@ INTERRUPTED = 130
 """Exit status that shells know as an interrupt from the keyboard: 128 and the number of the signal."""
 
 
+TERMINATED = 143
+"""The same of the request to end that ``kill`` sends."""
+
+_OF_WRITING = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EAGAIN}
+
+
 class _Commands(click.Group):
     """Commands that report an error the user can mend as one line, without a traceback."""
 
@@ -33,9 +42,12 @@ class _Commands(click.Group):
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
-            # Of standard output: whatever opens a file names it in an error of its own.
-            abandon_standard_output()
-            click.echo(f"Error: standard output: cannot be written ({error.strerror or error})", err=True)
+            reason = f"the operating system refuses ({error})"
+            if error.errno in _OF_WRITING:
+                # Of standard output: whatever opens a file names it in an error of its own.
+                abandon_standard_output()
+                reason = f"standard output: cannot be written ({error.strerror})"
+            click.echo(f"Error: {' '.join(reason.splitlines())}", err=True)
             sys.exit(1)
 
     def resolve_command(self, context, args):
@@ -66,6 +78,10 @@ def main():
     """Find out what every pixel of a photo belongs to, with low-bit networks on an ordinary CPU."""
     # Python would look for garbage among all that Numba has made once more at exit, for a tenth of a second.
     atexit.register(gc.freeze)
+    # Otherwise the process would end at once, and leave what it has written of a file.
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     # On a damaged or very large file; the error, if it comes to one, says it in one line.
     warnings.filterwarnings("ignore", module="PIL")
     # A name may hold what the terminal's encoding lacks.

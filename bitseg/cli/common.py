@@ -26,14 +26,19 @@ class FileName(click.Path):
         return super().convert(value, param, context)
 
 
+def _number(text):
+    """A whole number above 0, of as many digits as anybody needs; else None, or 0."""
+    return int(text) if text.isdecimal() and len(text) < 20 else None
+
+
 class WorkingSize(click.ParamType):
     name = "size"
 
     def convert(self, value, param, context):
         if value == "native":
             return value
-        if value.isdecimal() and int(value) > 0:
-            return int(value)
+        if pixels := _number(value):
+            return pixels
         self.fail(f"'{value}' is neither a number of pixels nor 'native'", param, context)
 
 
@@ -55,7 +60,7 @@ class ImageSize(click.ParamType):
         if isinstance(value, tuple):
             return value
         width, _, height = value.lower().partition("x")
-        if not (width.isdecimal() and height.isdecimal() and int(width) * int(height) > 0):
+        if not (_number(width) and _number(height)):
             self.fail(f"'{value}' is not WIDTHxHEIGHT, for example 512x384", param, context)
         if max(int(width), int(height)) > LARGEST_SIDE:
             self.fail(f"{value}: width and height must be at most {LARGEST_SIDE}", param, context)

@@ -113,7 +113,7 @@ def _classes(about):
                 str(found["id"]),
                 found["name"],
                 "#{:02x}{:02x}{:02x}".format(*color),
-                f"{score:.3f}" if isinstance(score, int | float) else "-",
+                f"{score:.3f}" if isinstance(score, int | float) and 0 <= score <= 1 else "-",
                 click.style("    ", bg=color) if sys.stdout.isatty() else "",
             )
         )

@@ -1,12 +1,15 @@
 """Compiled kernels on disk: written where there is a place for them, read again, renewed when any kernel changes."""
 
 import hashlib
+import pickle
 import sys
+import zlib
 from pathlib import Path
 
 import llvmlite.binding as llvm
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.runtime import rtsys
+from numba.core.serialize import dumps
 
 
 def cache_for(function, before_compiling):
@@ -82,14 +85,18 @@ class _Files(IndexDataCacheFile):
         return f"{self._name}.{hashlib.sha256(repr((signature, target)).encode()).hexdigest()[:16]}.nbc"
 
     def save(self, key, data):
-        self._save_data(self._file_of(key), (self._version, self._source_stamp, key, data))
+        content = dumps(data)
+        # Machine code with a bit that has changed would crash.
+        made_of = self._version, self._source_stamp, key, zlib.crc32(content)
+        self._save_data(self._file_of(key), (*made_of, content))
 
     def load(self, key):
         try:
-            *made_of, data = self._load_data(self._file_of(key))
+            *made_of, content = self._load_data(self._file_of(key))
         except FileNotFoundError:
             return None
-        return data if made_of == [self._version, self._source_stamp, key] else None
+        expected = [self._version, self._source_stamp, key, zlib.crc32(content)]
+        return pickle.loads(content) if made_of == expected else None
 
     def flush(self):
         """Nothing: what is damaged is written anew."""

@@ -1,7 +1,9 @@
 """Kernels as Python sees them: compiled for their arguments, bound to them, and run in a row, without the GIL."""
 
+import ctypes
 import mmap
 import os
+import signal
 import sys
 from collections import Counter, namedtuple
 from contextlib import suppress
@@ -561,6 +563,9 @@ def _compile_from_both_ends(calls):
     _before_first = helper.start
     try:
         helper.compile(range(len(calls)))
+    except BaseException:
+        helper.stop()
+        raise
     finally:
         _before_first = None
         helper.wait()
@@ -579,9 +584,14 @@ class _Helper:
         self.begun = mmap.mmap(-1, len(calls))
 
     def start(self):
+        parent = os.getpid()
         with suppress(OSError):  # as many processes as there may be
             self.process = os.fork()
         if self.process == 0:
+            # What it has open of the parent's, others may wait for the end of.
+            ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(0)
             before = compilations()
             try:
                 self.compile(reversed(range(len(self.calls))))
@@ -596,6 +606,11 @@ class _Helper:
                 kernel, arguments = self.calls[number]
                 kernel.entry_point(arguments)
 
+    def stop(self):
+        with suppress(ProcessLookupError):
+            if self.process:
+                os.kill(self.process, signal.SIGKILL)
+
     def wait(self):
         global _compiled_by_helpers
         if self.process:
@@ -603,6 +618,10 @@ class _Helper:
             with suppress(ChildProcessError):
                 _, status = os.waitpid(self.process, 0)
                 _compiled_by_helpers += max(0, os.waitstatus_to_exitcode(status))
+
+
+_END_WITH_PARENT = 1
+"""Linux's PR_SET_PDEATHSIG: a signal that a process gets when its parent's thread ends."""
 
 
 def _start_helper():

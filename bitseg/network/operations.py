@@ -31,6 +31,8 @@ from .plan import Helpers, Plan, Step, Window, Workspace, empty_bytes, in_one_pi
 KEPT_PLANS = 32
 """Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes."""
 
+MOST_THREADS = 1024
+
 Layer = namedtuple("Layer", "convolution filters steps bound")
 """A convolution, its weights laid out for a kernel, its `layout.sum_steps`, and its `layout.result_bound`."""
 
@@ -59,7 +61,7 @@ class Operations:
     Raises
     ------
     ValueError
-        Fewer than one thread, an unknown kernel, or one that this CPU cannot run.
+        Fewer than one thread or too many, an unknown kernel, or one that this CPU cannot run.
     """
 
     def __init__(self, threads=None, kernel="auto"):
@@ -67,6 +69,8 @@ class Operations:
             threads = available_threads()
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
+        if threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, not {threads}")
         check_kernel(kernel)
         self.threads, self.kernel = threads, kernel
         self._pool, self._pool_process = None, None
