@@ -279,7 +279,9 @@ def _rgb_from_pillow(picture):
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError("its pixels have 32 bits")
-        return _rgb_from_array((values >> 8).astype(np.uint8))
+        grey = (values >> 8).astype(np.uint8)
+        transparent = picture.info.get("transparency")
+        return _rgb_from_array(grey if transparent is None else np.where(values == transparent, np.uint8(255), grey))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

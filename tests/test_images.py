@@ -243,6 +243,9 @@ def test_transparent_pixels_are_white(tmp_path):
     palette_picture.putpixel((1, 0), 1)
     palette_picture.save(tmp_path / "palette.png", transparency=1)
     assert read_image(tmp_path / "palette.png").tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    grey_picture = Image.fromarray(np.array([[1000, 1001]], np.uint16))
+    grey_picture.save(tmp_path / "grey.png", transparency=1000)
+    assert read_image(tmp_path / "grey.png").tolist() == [[[255, 255, 255], [3, 3, 3]]]
     assert read_image(Image.new("RGBA", (1, 1), (10, 20, 30, 0))).tolist() == [[[255, 255, 255]]]
     assert read_image(Image.new("RGBA", (1, 1), (10, 20, 30, 255))).tolist() == [[[10, 20, 30]]]
 

@@ -588,13 +588,12 @@ class _Helper:
         with suppress(OSError):  # as many processes as there may be
             self.process = os.fork()
         if self.process == 0:
-            # What it has open of the parent's, others may wait for the end of.
-            ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(0)
             before = compilations()
             try:
-                self.compile(reversed(range(len(self.calls))))
+                # It has open what is the parent's, and others may wait until nobody has.
+                ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
+                if os.getppid() == parent:
+                    self.compile(reversed(range(len(self.calls))))
             finally:
                 # Nothing of what the parent has open is flushed, closed or reported here. The status is a number.
                 os._exit(min(compilations() - before, 255))

@@ -32,6 +32,7 @@ KEPT_PLANS = 32
 """Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes."""
 
 MOST_THREADS = 1024
+"""Each has counters in every plan."""
 
 Layer = namedtuple("Layer", "convolution filters steps bound")
 """A convolution, its weights laid out for a kernel, its `layout.sum_steps`, and its `layout.result_bound`."""
