@@ -273,7 +273,10 @@ def _cache():
 def problems(report):
     """Yield a sentence for each thing in a report of `examine` that keeps bitseg from working as it should."""
     for name, reason in report["import_errors"].items():
-        yield f"Python cannot import {name} ({reason}): run pip install --force-reinstall {name}."
+        # Numba refuses values of its variables so.
+        by_variables = name == "numba" and reason.startswith("ValueError")
+        mend = "unset what begins with NUMBA_" if by_variables else f"run pip install --force-reinstall {name}"
+        yield f"Python cannot import {name} ({reason.rstrip('.')}): {mend}."
     if report["environment"].get("NUMBA_DISABLE_JIT", "0") != "0":
         yield "NUMBA_DISABLE_JIT keeps Numba from compiling, and kernels do not run without: unset it."
     if report["import_errors"]:

@@ -123,6 +123,14 @@ def test_doctor_heeds_a_cpu_that_is_forced(monkeypatch, examined):
 # Doctor, where something is broken.
 
 
+def test_a_variable_that_numba_refuses_is_named_instead_of_a_traceback():
+    result = run("doctor", NUMBA_NUM_THREADS="0")
+    assert result.returncode == 1 and "unset what begins with NUMBA_" in result.stdout
+    result = run("bench", "-m", "voc7-w2a2", NUMBA_NUM_THREADS="0")
+    assert result.returncode == 1 and result.stderr.startswith("Error: Numba cannot be used (Number of threads")
+    assert result.stderr.count("\n") == 1
+
+
 def test_numba_that_may_not_compile_is_broken():
     result = run("doctor", NUMBA_DISABLE_JIT="1")
     assert result.returncode == 1 and "NUMBA_DISABLE_JIT" in result.stdout
