@@ -464,7 +464,7 @@ from models import random_model
 
 faulthandler.dump_traceback_later(60, exit=True)
 plan.NANOSECONDS_WORTH_A_HELPER, plan.NANOSECONDS_WORTH_A_THREAD = 0, 100
-runs, open_runs = [], 0
+runs = []
 
 class Run(plan.Run):
     has_called = False
