@@ -28,7 +28,6 @@ from .stream import stream
 INTERRUPTED = 130
 """Exit status that shells know as an interrupt from the keyboard: 128 and the number of the signal."""
 
-
 TERMINATED = 143
 """The same of the request to end that ``kill`` sends."""
 

@@ -60,13 +60,14 @@ class ImageSize(click.ParamType):
         if isinstance(value, tuple):
             return value
         width, _, height = value.lower().partition("x")
-        if not (_number(width) and _number(height)):
+        sides = _number(width), _number(height)
+        if not all(sides):
             self.fail(f"'{value}' is not WIDTHxHEIGHT, for example 512x384", param, context)
-        if max(int(width), int(height)) > LARGEST_SIDE:
+        if max(sides) > LARGEST_SIDE:
             self.fail(f"{value}: width and height must be at most {LARGEST_SIDE}", param, context)
-        if int(width) % self.multiple or int(height) % self.multiple:
+        if any(side % self.multiple for side in sides):
             self.fail(f"{value}: width and height must be multiples of {self.multiple}", param, context)
-        return int(width), int(height)
+        return sides
 
 
 class ClassNames(click.ParamType):

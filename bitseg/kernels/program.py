@@ -106,7 +106,7 @@ class Program:
     pieces : sequence of ndarray, contiguous
         Three at most. Where arrays lie that can be elsewhere when the kernels run, see `Run`.
     kept : object
-        What has to be kept alive of the arguments where there are `pieces`.
+        What has to be kept alive of arguments and counters where there are `pieces`.
     counters : ndarray of int64, contiguous, or None
         What kernels wait for: zeros when a run begins, and large numbers when a kernel failed, so that nobody waits.
 
@@ -123,8 +123,7 @@ class Program:
 
     def __init__(self, calls, pieces=(), kept=None, counters=None):
         bound = [bind(arguments) for bind, (_, arguments) in zip(entry_points(calls), calls)]
-        held = [] if counters is None or any(np.may_share_memory(counters, piece) for piece in pieces) else [counters]
-        self._kept = [arguments for arguments, _, _ in bound], kept if pieces else calls, held
+        self._kept = [arguments for arguments, _, _ in bound], *((kept,) if pieces else (calls, counters))
         self._steps = np.array([addresses for _, *addresses in bound], np.int64)
         self.record = np.zeros((_PIECES + _MOST_PIECES, _COLUMNS), np.int64)
         self.record[_STEPS, :2] = self._steps.ctypes.data, len(calls)
@@ -204,7 +203,7 @@ class Run:
             There is not enough for what a kernel needs while it runs.
         """
         end = self._record[_STEPS, 1] if end is None else end
-        _native(_work)(self._record, _NO_ROWS if board is None else board.rows, first, end, worker)
+        _native(_work)(self._record, _rows(board), first, end, worker)
         if board is None and self.failed:
             raise MemoryError(NOT_ENOUGH_MEMORY)
 
@@ -215,13 +214,13 @@ class Run:
         later holds no more than the record.
         """
         # Python has no part in between: an exception from a signal would leave to helpers a run that has ended.
-        _native(_finish)(self._record, _NO_ROWS if board is None else board.rows, first, self._record[_STEPS, 1])
+        _native(_finish)(self._record, _rows(board), first, self._record[_STEPS, 1])
         self._kept = None
 
     def abandon(self, board=None):
         """Close the run, and let nobody wait for rows that a thread had taken: they will not come."""
         if not self.closed:
-            _native(_abandon)(self._record, _NO_ROWS if board is None else board.rows)
+            _native(_abandon)(self._record, _rows(board))
         self._kept = None
 
 
@@ -264,6 +263,12 @@ _MOST_PIECES = 3
 _NO_BYTES = np.empty(0, np.uint8)
 
 _NO_ROWS = Board(0).rows
+
+
+def _rows(board):
+    """Those of a `Board`, or of one without helpers."""
+    return _NO_ROWS if board is None else board.rows
+
 
 _NO_LONGER = np.iinfo(np.int64).max // 2
 """What a counter becomes that shall keep nobody waiting."""

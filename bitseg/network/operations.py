@@ -45,6 +45,12 @@ def available_threads():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class _Planning(threading.local):
+    """Steps of the plan that a thread is making; None while it makes none."""
+
+    steps = None
+
+
 class Operations:
     """The operations of `graph.Network` on Numba kernels.
 
@@ -76,7 +82,7 @@ class Operations:
         self.threads, self.kernel = threads, kernel
         self._pool, self._pool_process = None, None
         self._plans, self._idle_workspaces = {}, []
-        self._planning = threading.local()
+        self._planning = _Planning()
 
     def run(self, function, image, *more):
         """``function(image, *more)``, planned once for an image's shape and all other arguments.
@@ -111,7 +117,7 @@ class Operations:
         """
         image = placeholder(shape, np.uint8)
         # A signal's handler may plan while this thread does.
-        before = getattr(self._planning, "steps", None)
+        before = self._planning.steps
         self._planning.steps = steps = []
         try:
             function(image, *more)
@@ -287,13 +293,13 @@ class Operations:
 
     def _planes(self, height, width, convolution, bits):
         """Empty planes for what a convolution gives; in a plan, which brings memory of its own, without any."""
-        zeros = np.zeros if getattr(self._planning, "steps", None) is None else placeholder
+        zeros = np.zeros if self._planning.steps is None else placeholder
         return bit_planes(height, width, convolution.out_channels, bits, zeros=zeros)
 
     def _step(self, nanoseconds, height, kernel, constants, inputs, outputs, **more):
         """Run a kernel on rows 0 to `height`, or make it the next step of the plan: a `Step` of these fields."""
         step = Step(kernel, constants, inputs, height, nanoseconds, outputs, **more)
-        steps = getattr(self._planning, "steps", None)
+        steps = self._planning.steps
         if steps is None:
             Plan([step], self.threads).run(self._helpers())
         else:
