@@ -27,7 +27,7 @@ DotFilters = namedtuple("DotFilters", "weights zero run multiplier offset kernel
 """Weights of one convolution.
 
 weights : array of int8 or int16, shape (ceil(out / lanes), kernel, groups of a row, lanes, channels of a group)
-    ``2 q - largest q`` of the codes q, or, where the type has no room for that, q less half of how many there are. The
+    In the order in which they are read: the first two axes change places where bytes are multiplied by pairs. ``2 q - largest q`` of the codes q, or, where the type has no room for that, q less half of how many there are. The
     groups of a row run over its pixels and their channels, padded with 0 up to a whole group: over each pixel's
     channels in a feature map, over all 3 * kernel values in the image.
 zero : uint8 or int16
@@ -58,7 +58,7 @@ def workspace(planes, filters, rows, pixels):
 
     The rows take turns: row y of the planes is in place ``y % kernel``.
     """
-    _, kernel_size, groups, _, group = filters.weights.shape
+    kernel_size, (_, _, groups, _, group) = filters.kernel, filters.weights.shape
     depth = groups // kernel_size * group
     # Codes are written 64 at a time, the last ones of a pixel over its end, and read as far as `multiply_rows` says.
     row = (columns(planes) + (PIXELS - 1) * filters.stride) * depth + 64
@@ -132,11 +132,11 @@ def _multiply(codes, starts, step, weights, run, x0, x1, sums):
 @routine
 def _multiply_by_pairs(codes, starts, step, weights, run, x0, x1, sums):
     """One pixel after the other with a row of some filters: those weights stay in the first-level cache."""
-    blocks, kernel_size, groups = weights.shape[:3]
+    kernel_size, blocks, groups = weights.shape[:3]
     out, together = sums.shape[1], groups - groups % len(run)
     for row in range(kernel_size):
         for block in range(blocks):
-            first = (block * kernel_size + row) * groups * PAIRS_LANES * 4
+            first = (row * blocks + block) * groups * PAIRS_LANES * 4
             for x in range(x0, x1):
                 start, position, place = starts[row] + x * step, first, (x - x0) * out + block * PAIRS_LANES
                 totals = simd.zero_pairs() if row == 0 else simd.load_pairs(sums, place)

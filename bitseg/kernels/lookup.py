@@ -30,8 +30,8 @@ LookupFilters = namedtuple(
 )
 """Weights of one convolution.
 
-weights : tuple of uint8 arrays, each of shape (blocks, kernel, kernel * 8 * ceil(in / 32), 32)
-    A byte holds the bits of 4 input channels, lowest first. The last axis runs over 32 output channels, in the order
+weights : tuple of uint8 arrays, each of shape (kernel, blocks, kernel * 8 * ceil(in / 32), 32)
+    In the order in which they are read: many do not stay in the second-level cache, and are fetched ahead. A byte holds the bits of 4 input channels, lowest first. The last axis runs over 32 output channels, in the order
     0, 16, 1, 17, ..., so that even and odd lanes are 16 channels in a row each. The arrays are the planes of the
     weights; of a single plane with an even number of blocks, the even and the odd ones. What is loaded of a feature
     map serves all of them.
@@ -64,7 +64,7 @@ def workspace(planes, filters, rows, pixels):
     The rows take turns: row y of the planes is in place ``y % kernel``. Where a window is one pixel, there are only
     the pixels that are convolved at a time. Tables that are made lie one after the other.
     """
-    _, kernel_size, span, _ = filters.weights[0].shape
+    kernel_size, _, span, _ = filters.weights[0].shape
     columns = planes.sums.shape[1] if kernel_size > 1 else pixels
     starts = np.empty(kernel_size, np.intp)
     for row in range(kernel_size):
@@ -90,7 +90,7 @@ def _overloaded_tables(ready, count):
 def begin_rows(planes, filters, space, y, rows):
     """Make ready the rows that output row `y` needs and the one before did not."""
     _, _, ready, starts = space
-    _, kernel_size, span, _ = filters.weights[0].shape
+    kernel_size, _, span, _ = filters.weights[0].shape
     columns, nibbles = planes.sums.shape[1], span // kernel_size
     if kernel_size > 1:
         border = planes.margin - filters.padding
@@ -122,7 +122,7 @@ def _make_row(planes, ready, space, row, column, step, position, count, nibbles)
 def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
     """Sums of all channels of output pixels x0 to x1 of row `y`, as `convolution.convolve_pixels`."""
     tables, offsets, _, starts = space
-    _, kernel_size, span, _ = filters.weights[0].shape
+    kernel_size, _, span, _ = filters.weights[0].shape
     nibbles = span // kernel_size
     # Pixel x of the output begins at pixel `(x - origin) * stride` of what is ready.
     origin, step = 0, filters.stride * nibbles
@@ -131,13 +131,13 @@ def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
         row, column = y * filters.stride + border, x0 * filters.stride + border
         _make_row(planes, filters.tables, space, row, column, filters.stride, 0, x1 - x0, nibbles)
         origin, step = x0, nibbles
-    out, last, blocks = sums.shape[1], x1 - 1, filters.weights[0].shape[0]
+    out, last, blocks = sums.shape[1], x1 - 1, filters.weights[0].shape[1]
     pixels = max(1, PIXELS // len(filters.weights))
     lanes = len(filters.weights) // len(filters.planes) * LANES
     # All pixels with one row of some filters, before the next: those weights stay in the first-level cache.
     for ky in range(kernel_size):
         for block in range(blocks):
-            weights = (block * kernel_size + ky) * span * LANES
+            weights = (ky * blocks + block) * span * LANES
             for x in range(x0, x1, pixels):
                 # At the right edge the last pixel is computed again instead of one outside.
                 place = starts[ky] + (x - origin) * step

@@ -236,11 +236,11 @@ def _lookup_filters(convolution, weights):
         # The first 16 channels to the even lanes, the others to the odd ones.
         packed = np.packbits(ones, -1, "little")
         nibbles = np.stack([packed & 15, packed >> 4], -1).reshape(-1, 2, lanes // 2, kernel, span)
-        return np.ascontiguousarray(nibbles.transpose(0, 3, 4, 2, 1)).reshape(-1, kernel, span, lanes)
+        return np.ascontiguousarray(nibbles.transpose(3, 0, 4, 2, 1)).reshape(kernel, -1, span, lanes)
 
     planes = vectors = _each_bit(convolution, codes, lay_out)
-    if len(planes) == 1 and len(planes[0]) % 2 == 0:
-        vectors = tuple(np.ascontiguousarray(planes[0][number::2]) for number in range(2))
+    if len(planes) == 1 and planes[0].shape[1] % 2 == 0:
+        vectors = tuple(np.ascontiguousarray(planes[0][:, number::2]) for number in range(2))
     fields = _filter_fields(convolution, weights, sum_type)
     # To make a table takes as long as to read it some three times, with two blocks of filters each time.
     many_read = kernel > 1 or convolution.out_channels >= max(256, 2 * convolution.in_channels)
@@ -319,7 +319,9 @@ def _dot_filters(convolution, weights, rows):
     lanes = dot.PAIRS_LANES if by_pairs else dot.LANES
     blocks = -(-(1 + np.flatnonzero(channels < convolution.out_channels).max()) // lanes)
     vectors = _dot_vectors(stored[: blocks * lanes], lanes)
-    run = _pairs_together(vectors, convolution) if by_pairs else 1
+    run = 1
+    if by_pairs:
+        run, vectors = _pairs_together(vectors, convolution), _aligned(vectors.swapaxes(0, 1))
     return dot.DotFilters(vectors, run=tuple(range(run)), **fields)
 
 
