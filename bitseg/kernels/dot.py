@@ -27,9 +27,10 @@ DotFilters = namedtuple("DotFilters", "weights zero run multiplier offset kernel
 """Weights of one convolution.
 
 weights : array of int8 or int16, shape (ceil(out / lanes), kernel, groups of a row, lanes, channels of a group)
-    In the order in which they are read: the first two axes change places where bytes are multiplied by pairs. ``2 q - largest q`` of the codes q, or, where the type has no room for that, q less half of how many there are. The
+    ``2 q - largest q`` of the codes q, or, where the type has no room for that, q less half of how many there are. The
     groups of a row run over its pixels and their channels, padded with 0 up to a whole group: over each pixel's
-    channels in a feature map, over all 3 * kernel values in the image.
+    channels in a feature map, over all 3 * kernel values in the image. Where bytes are multiplied by pairs the first
+    two axes change places: so they are read from first to last, see `lookup.LookupFilters`.
 zero : uint8 or int16
     0, of the type that the activation codes get.
 run : tuple of int
@@ -58,7 +59,7 @@ def workspace(planes, filters, rows, pixels):
 
     The rows take turns: row y of the planes is in place ``y % kernel``.
     """
-    kernel_size, (_, _, groups, _, group) = filters.kernel, filters.weights.shape
+    kernel_size, groups, group = filters.kernel, filters.weights.shape[2], filters.weights.shape[4]
     depth = groups // kernel_size * group
     # Codes are written 64 at a time, the last ones of a pixel over its end, and read as far as `multiply_rows` says.
     row = (columns(planes) + (PIXELS - 1) * filters.stride) * depth + 64

@@ -14,7 +14,7 @@ import numpy as np
 from numba.core import types
 
 from . import simd
-from .jit import chosen_by_types, part
+from .jit import chosen_by_types, part, routine
 from .sharing import first_missing
 
 LANES = 32
@@ -31,10 +31,11 @@ LookupFilters = namedtuple(
 """Weights of one convolution.
 
 weights : tuple of uint8 arrays, each of shape (kernel, blocks, kernel * 8 * ceil(in / 32), 32)
-    In the order in which they are read: many do not stay in the second-level cache, and are fetched ahead. A byte holds the bits of 4 input channels, lowest first. The last axis runs over 32 output channels, in the order
+    A byte holds the bits of 4 input channels, lowest first. The last axis runs over 32 output channels, in the order
     0, 16, 1, 17, ..., so that even and odd lanes are 16 channels in a row each. The arrays are the planes of the
     weights; of a single plane with an even number of blocks, the even and the odd ones. What is loaded of a feature
-    map serves all of them.
+    map serves all of them. They are read from first to last, so that the processor fetches ahead what is not in its
+    caches.
 planes : tuple of int
     0 to the bits of the weights - 1: its length belongs to its type.
 tables : array of uint8 or None
@@ -124,33 +125,42 @@ def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
     tables, offsets, _, starts = space
     kernel_size, _, span, _ = filters.weights[0].shape
     nibbles = span // kernel_size
-    # Pixel x of the output begins at pixel `(x - origin) * stride` of what is ready.
-    origin, step = 0, filters.stride * nibbles
+    first, step = x0 * filters.stride * nibbles, filters.stride * nibbles
     if kernel_size == 1:
         border = planes.margin - filters.padding
         row, column = y * filters.stride + border, x0 * filters.stride + border
         _make_row(planes, filters.tables, space, row, column, filters.stride, 0, x1 - x0, nibbles)
-        origin, step = x0, nibbles
-    out, last, blocks = sums.shape[1], x1 - 1, filters.weights[0].shape[1]
-    pixels = max(1, PIXELS // len(filters.weights))
-    lanes = len(filters.weights) // len(filters.planes) * LANES
-    # All pixels with one row of some filters, before the next: those weights stay in the first-level cache.
-    for ky in range(kernel_size):
+        first, step = 0, nibbles
+    _look_up_rows(tables, offsets, starts, first, step, filters.weights, filters.planes, filters.entries, x1 - x0, sums)
+    return 0
+
+
+@routine
+def _look_up_rows(tables, offsets, starts, first, step, weights, planes, entries, count, sums):
+    """Sums of some pixels' windows: all pixels with a row of some filters, which stay in the first-level cache.
+
+    starts : intp, shape (kernel,)
+        Where each row of a window begins in the tables, ``first + x * step`` before that of pixel x.
+    """
+    kernel_size, blocks, span, _ = weights[0].shape
+    pixels, lanes = max(1, PIXELS // len(weights)), len(weights) // len(planes) * LANES
+    out = sums.shape[1]
+    for row in range(kernel_size):
+        start = starts[row] + first
+        last = start + (count - 1) * step
         for block in range(blocks):
-            weights = (ky * blocks + block) * span * LANES
-            for x in range(x0, x1, pixels):
+            place = (row * blocks + block) * span * LANES
+            for x in range(0, count, pixels):
                 # At the right edge the last pixel is computed again instead of one outside.
-                place = starts[ky] + (x - origin) * step
-                places = simd.window_places(filters.weights, place, place + (last - x) * step, step)
-                position = (x - x0) * out + block * lanes
-                for done in range(0, span, filters.entries):
-                    counts = simd.zero_bytes(filters.weights)
-                    for k in range(done, min(done + filters.entries, span)):
-                        nibbles_each = simd.load_bytes_each(filters.weights, weights + k * LANES)
+                places = simd.window_places(weights, start + x * step, last, step)
+                position = x * out + block * lanes
+                for done in range(0, span, entries):
+                    counts = simd.zero_bytes(weights)
+                    for k in range(done, min(done + entries, span)):
+                        nibbles_each = simd.load_bytes_each(weights, place + k * LANES)
                         counts = simd.look_up(counts, tables, offsets, places, k, nibbles_each)
                     # Each pixel has sums of its own, even if there are fewer.
-                    if ky + done == 0:
-                        simd.set_byte_counts(sums, position, out, counts, filters.weights, filters.planes)
+                    if row + done == 0:
+                        simd.set_byte_counts(sums, position, out, counts, weights, planes)
                     else:
-                        simd.add_byte_counts(sums, position, out, counts, filters.weights, filters.planes)
-    return 0
+                        simd.add_byte_counts(sums, position, out, counts, weights, planes)

@@ -318,10 +318,9 @@ def _dot_filters(convolution, weights, rows):
     by_pairs = simd.multiplies_pairs(8 * stored.itemsize)
     lanes = dot.PAIRS_LANES if by_pairs else dot.LANES
     blocks = -(-(1 + np.flatnonzero(channels < convolution.out_channels).max()) // lanes)
-    vectors = _dot_vectors(stored[: blocks * lanes], lanes)
-    run = 1
+    vectors, run = _dot_vectors(stored[: blocks * lanes], lanes), 1
     if by_pairs:
-        run, vectors = _pairs_together(vectors, convolution), _aligned(vectors.swapaxes(0, 1))
+        vectors, run = _aligned(vectors.swapaxes(0, 1)), _pairs_together(vectors, convolution)
     return dot.DotFilters(vectors, run=tuple(range(run)), **fields)
 
 
