@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .errors import DatasetError
 from .images import read_image
@@ -158,13 +158,16 @@ class Dataset:
         mask_path = self.samples[index][1]
         try:
             with Image.open(mask_path) as mask:
-                mode = mask.mode
+                mode, scaled = mask.mode, _is_scaled(mask)
+                # As the photo is.
+                mask = ImageOps.exif_transpose(mask)
                 values = np.asarray(mask if self.colors is None else mask.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow raises many types on damaged files
             raise DatasetError(f"{mask_path}: cannot be read ({error}); copy it again") from None
         if self.colors is not None:
             values = self._values_of_colors(values, mask_path)
-        if values.ndim != 2 or values.dtype != np.uint8:
+        if values.ndim != 2 or values.dtype != np.uint8 or scaled:
+            mode = "L of fewer than 8 bits" if scaled else mode
             raise DatasetError(f"{mask_path}: a picture of mode {mode}; a mask has one 8-bit class id a pixel")
         labels = self.label_map[values]
         if (labels == INVALID).any():
@@ -393,6 +396,11 @@ def _photos(folder):
     return list(photos.values())
 
 
+def _is_scaled(mask):
+    """Whether Pillow brings the values of a grey picture of 2 or 4 bits to those of 8."""
+    return mask.mode == "L" and any(str(piece.args).startswith(("L;", "('L;")) for piece in getattr(mask, "tile", ()))
+
+
 def _pairs(photos, masks):
     """Photos with the PNG masks of the same name in a folder."""
     return [(photo, masks / f"{photo.stem}.png") for photo in photos]
@@ -406,6 +414,8 @@ def _read_names(path, advice):
 def _read_lines(path, advice):
     """Lines of a text file, without the spaces around them; `advice` says what to do where it is missing."""
     try:
+        if path.exists() and not path.is_file():
+            raise DatasetError(f"{path}: no file; {advice}")
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
         raise DatasetError(f"{path}: not found; {advice}") from None

@@ -316,7 +316,19 @@ class TestCommand:
         )
         network.set_bits(32, 32)
         save_checkpoint(tmp_path / "float.pt", config, network, command="", results={})
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 20] = bytes(255 - value for value in content[middle : middle + 20])
+        (tmp_path / "damaged.pt").write_bytes(content)
+        other = replace(config, architecture=replace(config.architecture, stage_channels=(16, 16, 32, 32)))
+        save_checkpoint(tmp_path / "other.pt", other, network, command="", results={})
         return path
+
+    def test_a_model_does_not_replace_its_checkpoint(self, checkpoint):
+        content = checkpoint.read_bytes()
+        result = CliRunner().invoke(main, [str(checkpoint), str(checkpoint)])
+        assert result.exit_code == 1 and "is the checkpoint itself; choose another name" in result.stderr
+        assert checkpoint.read_bytes() == content
 
     def test_a_checkpoint_becomes_a_model_file_with_its_history_and_accuracy(self, checkpoint, tmp_path):
         data = tiny_training.write_data(tmp_path / "voc7")
@@ -347,6 +359,8 @@ class TestCommand:
         [
             ("float.pt", "m.h5", [], "float.pt: a floating-point network; give --data to quantise it to 8 bits"),
             ("missing.pt", "m.h5", [], "missing.pt: no such checkpoint"),
+            ("damaged.pt", "m.h5", [], "damaged.pt: damaged ("),
+            ("other.pt", "m.h5", [], "other.pt: does not fit this version of the training code ("),
             ("tiny.toml", "m.h5", [], "tiny.toml: not a checkpoint of this training code"),
             ("w2a2.pt", "nowhere/m.h5", [], "the folder {folder}/nowhere does not exist; create it first"),
             ("w2a2.pt", "m.h5", ["--data", "nothing"], "nothing/val.txt: not found"),

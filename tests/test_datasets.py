@@ -1,5 +1,9 @@
 """Readers of labelled data on tiny folders of the official layout, and what they say about broken ones."""
 
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -337,6 +341,38 @@ def test_a_coloured_mask_is_named(voc_folder):
     save(voc_folder / "masks" / "2007_000003.png", np.zeros((4, 6)), "RGB")
     with pytest.raises(DatasetError, match=r"2007_000003\.png: a picture of mode RGB; a mask has one 8-bit class id"):
         open_dataset("voc7", voc_folder, "val").labels(0)
+
+
+def test_a_grey_mask_of_few_bits_is_named(voc_folder):
+    # Pillow writes none, and reads its values times 17.
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header, rows = struct.pack(">IIBBBBB", 6, 4, 4, 0, 0, 0, 0), zlib.compress(b"\0\x01\x23\x45" * 4)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (voc_folder / "masks" / "2007_000003.png").write_bytes(png)
+    with pytest.raises(DatasetError, match=r"2007_000003\.png: a picture of mode L of fewer than 8 bits; a mask has"):
+        open_dataset("voc7", voc_folder, "val").labels(0)
+
+
+def test_a_mask_is_turned_as_its_photo_is(tmp_path):
+    photo, mask = PHOTO, np.arange(24, dtype=np.uint8).reshape(4, 6) % 3
+    for name, picture in (("images/a.png", photo), ("masks/a.png", mask)):
+        (tmp_path / name).parent.mkdir()
+        exif = Image.Exif()
+        exif[274] = 6  # a quarter turn
+        Image.fromarray(picture).save(tmp_path / name, exif=exif)
+    (tmp_path / "classes.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "val.txt").write_text("a\n")
+    turned, labels = open_dataset("folder", tmp_path, "val").sample(0)
+    assert np.array_equal(turned, np.rot90(photo, -1)) and np.array_equal(labels, np.rot90(mask, -1))
+
+
+def test_a_list_that_is_no_file_is_named(voc_folder):
+    (voc_folder / "val.txt").unlink()
+    os.mkfifo(voc_folder / "val.txt")
+    with pytest.raises(DatasetError, match=r"val\.txt: no file;"):
+        open_dataset("voc7", voc_folder, "val")
 
 
 def test_damaged_files_are_named(voc_folder):

@@ -1,7 +1,7 @@
 """Training runs on tiny data: stages, checkpoints, resuming, the command line."""
 
 import math
-import os
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from tools.convert import convert
 from tools.train import trainer as trainer_module
 from tools.train.__main__ import main
 from tools.train.checkpoint import load_network, read_checkpoint, save_checkpoint
-from tools.train.config import config_from_dict, read_config
+from tools.train.config import config_from_dict, read_config, read_toml
 from tools.train.data import Augmentation, Batches, normalise
 from tools.train.distillation import Teacher
 from tools.train.errors import DivergenceError, TrainingError
@@ -77,7 +77,7 @@ class TestRun:
             "float.pt",
             "w2a2.pt",
         ]
-        assert (finished / "config.toml").read_text() == config_path.read_text()
+        assert read_toml(finished / "config.toml") == read_toml(config_path)
         saved = read_checkpoint(finished / "w2a2.pt")
         assert config_from_dict(saved["config"]) == read_config(config_path)
         assert saved["command"].startswith("python -m tools.train ")
@@ -283,12 +283,14 @@ class TestRun:
         config = read_config(tiny_training.write_config(tmp_path / "d.toml", stage))
         with pytest.raises(TrainingError, match=r"a stage has distillation: give .* with --teacher"):
             self.trainer(config, tiny_data, tmp_path / "run")
+        with pytest.raises(TrainingError, match=r"flaot.pt: no such checkpoint"):
+            self.trainer(config, tiny_data, tmp_path / "run", teacher=finished / "flaot.pt")
         narrow = replace(config, architecture=replace(config.architecture, stage_channels=(8, 8, 8, 8)))
         with pytest.raises(TrainingError, match="the teacher's stage_channels is"):
-            self.trainer(narrow, tiny_data, tmp_path / "run", teacher=finished / "float.pt").run()
+            self.trainer(narrow, tiny_data, tmp_path / "run", teacher=finished / "float.pt")
         grey = replace(config, preprocessing=Preprocessing((128, 128, 128), 58.0, 64))
         with pytest.raises(TrainingError, match=r"float.pt: its mean is \(123, 117, 104\), but the configuration's"):
-            self.trainer(grey, tiny_data, tmp_path / "other", teacher=finished / "float.pt").run()
+            self.trainer(grey, tiny_data, tmp_path / "other", teacher=finished / "float.pt")
 
     def test_patience_counts_from_the_lowest_mean_loss(self, tiny_data, config_path, tmp_path, monkeypatch):
         monkeypatch.setattr(trainer_module, "LOSS_WINDOW", 2)
@@ -332,6 +334,45 @@ class TestRun:
         trainer.network.branch32.classifier.conv.bias.data.fill_(math.nan)
         with pytest.raises(DivergenceError, match="the loss is nan at iteration 0 of stage 'float'"):
             trainer.run()
+
+    def test_weights_that_are_no_numbers_are_not_kept(self, tiny_data, tmp_path, monkeypatch):
+        original = Trainer._train_batch
+
+        def train_batch(trainer, *arguments):
+            value = original(trainer, *arguments)
+            trainer.network.branch32.classifier.conv.bias.data.fill_(math.nan)
+            return value
+
+        monkeypatch.setattr(Trainer, "_train_batch", train_batch)
+        path = tiny_training.write_config(tmp_path / "one.toml", tiny_training.stage("float", iterations=1))
+        with pytest.raises(DivergenceError, match="weights are no longer finite at iteration 1 of stage 'float'"):
+            self.trainer(path, tiny_data, tmp_path / "run").run()
+        assert not list((tmp_path / "run").iterdir())
+
+    def test_what_val_lacks_costs_no_training(self, tiny_data, config_path, finished, tmp_path, monkeypatch):
+        data = shutil.copytree(tiny_data, tmp_path / "data")
+        photo = open_dataset("voc7", data, "val").samples[0][0]
+        whole = photo.read_bytes()
+        photo.write_bytes(whole[:100])
+        with pytest.raises(BitsegError, match=photo.name):
+            self.trainer(config_path, data, tmp_path / "run").run()
+        photo.write_bytes(whole)
+        stages = []
+        original = Trainer._train_batch
+
+        def train_batch(trainer, network, stage, *arguments):
+            stages.append(stage.name)
+            return original(trainer, network, stage, *arguments)
+
+        monkeypatch.setattr(Trainer, "_train_batch", train_batch)
+        self.trainer(config_path, data, tmp_path / "run").run()
+        assert set(stages) == {"w2a2"}
+        assert_ended_alike(finished, tmp_path / "run", trained=8)
+
+    def test_batch_normalisation_needs_two_values(self, tiny_data, config_path, tmp_path):
+        config = replace(read_config(config_path), batch_size=1)
+        with pytest.raises(TrainingError, match="a single value at stride 32: give a larger crop or batch_size"):
+            self.trainer(config, tiny_data, tmp_path)
 
     def test_the_report_shows_loss_rate_and_time_left_of_the_whole_run(self, tiny_data, config_path, tmp_path, capsys):
         trainer = self.trainer(config_path, tiny_data, tmp_path)
@@ -417,19 +458,20 @@ class TestRun:
             self.trainer(config_path, tiny_data, tmp_path / "file")
 
 
-def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
     config = read_config(tiny_training.write_config(tmp_path / "tiny.toml", tiny_training.stage("float")))
     path = tmp_path / "checkpoint.pt"
     network = random_network(config.architecture)
     save_checkpoint(path, config, network, iteration=1)
 
-    def fill_disk(state, file):
-        file.write(b"half")
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(torch, "save", fill_disk)
-    with pytest.raises(TrainingError, match=r"checkpoint\.pt: cannot be written \(No space left on device\)"):
-        save_checkpoint(path, config, network, iteration=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As a disk that is full in the middle of the file.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"checkpoint\.pt: cannot be written \(File too large\)"):
+            save_checkpoint(path, config, network, iteration=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_checkpoint(path)["iteration"] == 1
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint.pt", "tiny.toml"]
 

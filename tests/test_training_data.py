@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,11 @@ class TestBatches:
             Image.new("L", (5, 5)).save(path)
         with pytest.raises(DatasetError, match=r"^\S+\.png: 5x5 pixels, but \S+\.jpg has 48x40; they must agree$"):
             next(iter(batch_stream(self.batches(folder), [0], workers)))
+
+    def test_masks_without_any_class_are_refused(self, tiny_data, tmp_path):
+        dataset = open_dataset("voc7", tiny_data, "train")
+        with pytest.raises(DatasetError, match="voc7 train: no pixel of any mask has a class"):
+            class_weights(replace(dataset, label_map=np.full(256, IGNORE, np.uint8)))
 
     def test_rare_classes_weigh_more(self, tiny_data):
         dataset = open_dataset("voc7", tiny_data, "train")

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 torch = pytest.importorskip("torch", reason="the training code needs PyTorch: see tools/requirements.txt")
+pytest.importorskip("tomli_w", reason="the training code writes TOML: see tools/requirements.txt")
 if sys.version_info < (3, 11):
     pytest.importorskip("tomli", reason="the training code reads TOML: see tools/requirements.txt")
 

@@ -19,6 +19,7 @@ from bitseg.errors import BitsegError
 from bitseg.images import read_image
 from bitseg.model_file import read_model
 from bitseg.segmenter import load
+from tools.train.errors import TrainingError
 from tools.train.folding import folded, in_codes
 from tools.train.initialize import load_trained
 from tools.train.network import BitConv
@@ -50,12 +51,14 @@ def main(checkpoint, model, data, split, photos):
         exact = _in_float64(network)
         segmenter = load(model)
         dataset = open_dataset(segmenter.model.training["config"]["dataset"], data, split)
+        if network.architecture.classes != segmenter.model.architecture.classes:
+            raise TrainingError(f"{checkpoint} and {model} tell other classes apart: give the model made of it")
+        images = [read_image(path) for path, _ in dataset.samples[:photos]]
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
     pairs = {"engine, codes": [], "engine, float32": [], "engine, float64": [], "float32, float64": []}
     pixels = []
-    for path, _ in dataset.samples[:photos]:
-        image = read_image(path)
+    for image in images:
         masks = {
             "engine": segmenter.label_map(image),
             "codes": predict_label_map(counted, image, preprocessing),

@@ -1,5 +1,6 @@
 """Convert a checkpoint of the training code to a bitseg model file: `python -m tools.convert CHECKPOINT MODEL.h5`."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -98,6 +99,8 @@ def main(checkpoint, output, data, name):
     """
     try:
         check_writable(output, ModelFileError)
+        if all(map(os.path.exists, (checkpoint, output))) and os.path.samefile(checkpoint, output):
+            raise ModelFileError(f"{output}: is the checkpoint itself; choose another name for the model")
         model = convert(checkpoint, name, f"python -m tools.convert {shlex.join(sys.argv[1:])}", data)
         if data:
             model.training["accuracy"] = _measure(model, data)

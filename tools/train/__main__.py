@@ -1,16 +1,22 @@
 """Command line of the training code."""
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 
 import click
+import tomli_w
 
 from bitseg.errors import BitsegError
+from bitseg.files import write_safely
 
 from . import distributed
-from .config import read_config
+from .config import read_config, read_toml
+from .errors import TrainingError
 from .trainer import Trainer
+
+TERMINATED = 128 + signal.SIGTERM
 
 
 @click.command(context_settings={"show_default": True})
@@ -24,16 +30,19 @@ from .trainer import Trainer
 def main(config, data, output, pretrained, start, teacher, workers):
     """Train the network that the TOML file CONFIG describes, stage by stage.
 
-    The run's folder receives a copy of CONFIG, a checkpoint of every finished stage, and checkpoint.pt, from which the
-    same command continues a run that stopped. Stages that have not begun may change in between. Started by torchrun,
-    the processes share out every batch.
+    The run's folder receives config.toml, which is CONFIG with what its base adds, a checkpoint of every finished
+    stage, and checkpoint.pt, from which the same command continues a run that stopped. Stages that have not begun may
+    change in between. Started by torchrun, the processes share out every batch.
     """
     command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
+    # Otherwise the process would end at once, and leave those that make batches to find out by themselves.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         distributed.join_processes()
         trainer = Trainer(read_config(config, data), data, Path(output), command, pretrained, start, teacher, workers)
         if distributed.rank() == 0:
-            Path(output, "config.toml").write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
+            with write_safely(Path(output, "config.toml"), TrainingError) as file:
+                tomli_w.dump(read_toml(config), file)
         trainer.run()
     except BitsegError as error:
         raise click.ClickException(str(error)) from None

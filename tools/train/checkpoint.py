@@ -1,5 +1,8 @@
 """Checkpoints: everything a run needs to go on, or another program to use its network."""
 
+import io
+import zipfile
+
 import torch
 
 from bitseg.files import write_safely
@@ -32,8 +35,11 @@ def save_checkpoint(path, config, network, **progress):
         "activation_bits": network.architecture.activation_bits,
         **progress,
     }
+    # PyTorch makes other errors of those of the operating system.
+    memory = io.BytesIO()
+    torch.save(state, memory)
     with write_safely(path, TrainingError) as file:
-        torch.save(state, file)
+        file.write(memory.getbuffer())
 
 
 def read_checkpoint(path):
@@ -47,14 +53,18 @@ def read_checkpoint(path):
     Raises
     ------
     TrainingError
-        There is no such file, or it is no checkpoint.
+        There is no such file, or it is no checkpoint, or damaged.
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
     except FileNotFoundError:
         raise TrainingError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch.load raises many types on foreign files
         raise TrainingError(f"{path}: not a checkpoint of this training code ({type(error).__name__})") from None
+    if damaged:
+        raise TrainingError(f"{path}: damaged ({damaged}); copy it again, or use the checkpoint of an earlier stage")
     if not isinstance(saved, dict) or not {"config", "network", "weight_bits", "activation_bits"} <= set(saved):
         raise TrainingError(f"{path}: not a checkpoint of this training code")
     return saved
@@ -77,9 +87,13 @@ def load_network(path):
         There is no such file, or it is no checkpoint.
     """
     saved = read_checkpoint(path)
-    config = config_from_dict(saved["config"])
-    network = BitFCN(config.architecture, config.quantizer)
-    network.load_state_dict(saved["network"])
+    try:
+        config = config_from_dict(saved["config"])
+        network = BitFCN(config.architecture, config.quantizer)
+        network.load_state_dict(saved["network"])
+    except (TrainingError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingError(f"{path}: does not fit this version of the training code ({reason})") from None
     network.set_bits(saved["weight_bits"], saved["activation_bits"])
     network.eval()
     return network, config, saved

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from bitseg.datasets import IGNORE
-from bitseg.errors import BitsegError
+from bitseg.errors import BitsegError, DatasetError
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def batch_stream(batches, numbers, workers):
     Parameters
     ----------
     batches : Batches
-    numbers : iterable of int
+    numbers : sequence of int
         Numbers of the batches, in order.
     workers : int
         Processes that make them; 0: this one does.
@@ -145,7 +145,7 @@ def batch_stream(batches, numbers, workers):
     """
     loader = torch.utils.data.DataLoader(
         _Carried(batches),
-        sampler=list(numbers),
+        sampler=numbers,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
@@ -167,12 +167,19 @@ def class_weights(dataset):
     -------
     tensor of float32, shape (classes,)
 
+    Raises
+    ------
+    DatasetError
+        No pixel has a class.
+
     Source: Wen et al. 2016, section 5.
     """
     counts = np.zeros(256, np.int64)
     for index in range(len(dataset)):
         counts += np.bincount(dataset.labels(index).ravel(), minlength=256)
     counted = counts[: len(dataset.classes)]
+    if not counted.any():
+        raise DatasetError(f"{dataset.name}: no pixel of any mask has a class; check the values of the masks")
     return torch.tensor(1 / np.log(1.4 + counted / counted.sum()), dtype=torch.float32)
 
 

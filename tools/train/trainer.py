@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 from bitseg.datasets import IGNORE, open_dataset
 from bitseg.evaluation import evaluate, scores
+from bitseg.network.graph import SIZE_MULTIPLE
 
 from . import distributed
 from .checkpoint import read_checkpoint, save_checkpoint
@@ -75,6 +77,10 @@ class Trainer:
         batches = config.preprocessing.mean, config.batch_size, config.seed
         part = distributed.share(config.batch_size)
         self.batches = Batches(train_set, config.augmentation, *batches, part)
+        if len(part) * (config.augmentation.crop // SIZE_MULTIPLE) ** 2 < 2:
+            raise TrainingError(
+                "BatchNorm would see a single value at stride 32: give a larger crop or batch_size, or fewer processes"
+            )
         # The same on all processes, for what each of them works out for itself.
         self.whole_batches = Batches(train_set, config.augmentation, *batches)
         self.plain_batches = Batches(train_set, replace(config.augmentation, scale=(1, 1), colour=0), *batches)
@@ -99,6 +105,8 @@ class Trainer:
             load_start(self.network, start, config.preprocessing, self.calibration_images)
         elif pretrained is not None:
             load_pretrained_encoder(self.network, pretrained, self.calibration_images, config.preprocessing.scale)
+        if any(stage.distillation for stage in config.stages) and not self._writes(teacher):
+            self._load_teacher()
 
     def run(self):
         """Train all remaining stages and score each on the val split.
@@ -117,6 +125,10 @@ class Trainer:
             if self.iteration == 0:
                 self._enter(stage)
             self._train(stage)
+            if not all(values.isfinite().all() for values in self.network.state_dict().values()):
+                raise _diverged("weights are no longer finite", self.iteration, stage)
+            # What follows reads the photos of val, for the first time.
+            self._save(RUN_CHECKPOINT)
             self._finish(stage)
 
     def _enter(self, stage):
@@ -163,6 +175,12 @@ class Trainer:
         with self._autocast():
             self.network.estimate_norms(self._images(photos) for photos, _ in batches)
 
+    def _writes(self, path):
+        """Whether a file is a checkpoint that this run makes, and has yet to make."""
+        path = Path(path)
+        names = [self._checkpoint(stage.name) for stage in self.config.stages]
+        return not path.exists() and path.absolute() in [name.absolute() for name in names]
+
     def _load_teacher(self):
         network, preprocessing = load_trained(self.teacher_path)
         require_same(self.teacher_path, vars(preprocessing), vars(self.config.preprocessing), ("mean", "scale"))
@@ -170,6 +188,8 @@ class Trainer:
         self.teacher.check(self.network)
 
     def _train(self, stage):
+        if self._is_flat(stage):
+            return
         if stage.distillation and self.teacher is None:
             self._load_teacher()
         network = distributed.parallel(self.network)
@@ -216,10 +236,7 @@ class Trainer:
             loss = loss + stage.distillation * distillation_loss(predicted, streams, *taught)
         value = distributed.mean(loss)
         if not math.isfinite(value):
-            raise DivergenceError(
-                f"the loss is {value} at iteration {self.iteration} of stage '{stage.name}': begin it again with "
-                "lower learning rates"
-            )
+            raise _diverged(f"the loss is {value}", self.iteration, stage)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -305,7 +322,15 @@ class Trainer:
 
     def _resume(self):
         path = self._checkpoint(RUN_CHECKPOINT)
-        saved = read_checkpoint(path)
+        try:
+            self._restore(path, read_checkpoint(path))
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            advice = "begin a new run with another --output"
+            raise TrainingError(f"{path}: cannot be continued ({type(error).__name__}: {reason}); {advice}") from None
+        print(f"continuing after {self.trained} iterations, {self.stage_index} stages finished", file=sys.stderr)
+
+    def _restore(self, path, saved):
         self.stage_index, self.iteration = saved["stage_index"], saved["iteration"]
         self.trained, self.results = saved["trained"], saved["results"]
         self.losses.extend(saved["losses"])
@@ -319,7 +344,12 @@ class Trainer:
         if saved["optimizer"] is not None:
             self.optimizer = self._make_optimizer(self.config.stages[self.stage_index])
             self.optimizer.load_state_dict(saved["optimizer"])
-        print(f"continuing after {self.trained} iterations, {self.stage_index} stages finished", file=sys.stderr)
+
+
+def _diverged(what, iteration, stage):
+    return DivergenceError(
+        f"{what} at iteration {iteration} of stage '{stage.name}': begin it again with lower learning rates"
+    )
 
 
 def multiplies_bfloat16(device):
