@@ -1,5 +1,6 @@
 """Labelled data sets: where their photos and masks lie, and how their ids become class ids."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -398,7 +399,9 @@ def _photos(folder):
 
 def _is_scaled(mask):
     """Whether Pillow brings the values of a grey picture of 2 or 4 bits to those of 8."""
-    return mask.mode == "L" and any(str(piece.args).startswith(("L;", "('L;")) for piece in getattr(mask, "tile", ()))
+    # A file's own mode is what its decoder is told first.
+    told = (str(arguments) for *_, arguments in getattr(mask, "tile", ()))
+    return mask.mode == "L" and any(re.match(r"\W*L;[24]", arguments) for arguments in told)
 
 
 def _pairs(photos, masks):

@@ -53,22 +53,10 @@ def main(checkpoint, model, data, split, photos):
         dataset = open_dataset(segmenter.model.training["config"]["dataset"], data, split)
         if network.architecture.classes != segmenter.model.architecture.classes:
             raise TrainingError(f"{checkpoint} and {model} tell other classes apart: give the model made of it")
-        images = [read_image(path) for path, _ in dataset.samples[:photos]]
+        networks = {"codes": counted, "float32": network, "float64": exact}
+        pairs, pixels = _count_equal(dataset.samples[:photos], segmenter, networks, preprocessing)
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
-    pairs = {"engine, codes": [], "engine, float32": [], "engine, float64": [], "float32, float64": []}
-    pixels = []
-    for image in images:
-        masks = {
-            "engine": segmenter.label_map(image),
-            "codes": predict_label_map(counted, image, preprocessing),
-            "float32": predict_label_map(network, image, preprocessing),
-            "float64": predict_label_map(exact, image, preprocessing),
-        }
-        pixels.append(masks["engine"].size)
-        for pair in pairs:
-            first, second = pair.split(", ")
-            pairs[pair].append(np.count_nonzero(masks[first] == masks[second]))
     report = {
         pair: {
             "agreement": round(sum(equal) / sum(pixels), 5),
@@ -78,6 +66,21 @@ def main(checkpoint, model, data, split, photos):
         for pair, equal in pairs.items()
     }
     click.echo(json.dumps({"photos": len(pixels), **report}, indent=2))
+
+
+def _count_equal(samples, segmenter, networks, preprocessing):
+    """Of each pair the pixels of the same class, photo by photo, and how many pixels each photo has."""
+    pairs = {"engine, codes": [], "engine, float32": [], "engine, float64": [], "float32, float64": []}
+    pixels = []
+    for path, _ in samples:
+        image = read_image(path)
+        masks = {name: predict_label_map(network, image, preprocessing) for name, network in networks.items()}
+        masks["engine"] = segmenter.label_map(image)
+        pixels.append(masks["engine"].size)
+        for pair, counts in pairs.items():
+            first, second = pair.split(", ")
+            counts.append(np.count_nonzero(masks[first] == masks[second]))
+    return pairs, pixels
 
 
 @torch.no_grad()

@@ -8,9 +8,7 @@ import errno
 import gc
 import io
 import os
-import signal
 import sys
-import threading
 import warnings
 
 import click
@@ -18,7 +16,7 @@ import click
 from .. import __version__
 from ..errors import BitsegError
 from .bench import bench
-from .common import abandon_standard_output
+from .common import abandon_standard_output, exit_when_terminated
 from .doctor import doctor, warmup
 from .evaluate import evaluate
 from .models import info, models
@@ -27,9 +25,6 @@ from .stream import stream
 
 INTERRUPTED = 130
 """Exit status that shells know as an interrupt from the keyboard: 128 and the number of the signal."""
-
-TERMINATED = 143
-"""The same of the request to end that ``kill`` sends."""
 
 _OF_WRITING = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EAGAIN}
 
@@ -77,10 +72,7 @@ def main():
     """Find out what every pixel of a photo belongs to, with low-bit networks on an ordinary CPU."""
     # Python would look for garbage among all that Numba has made once more at exit, for a tenth of a second.
     atexit.register(gc.freeze)
-    # Otherwise the process would end at once, and leave what it has written of a file.
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if on_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    exit_when_terminated()
     # On a damaged or very large file; the error, if it comes to one, says it in one line.
     warnings.filterwarnings("ignore", module="PIL")
     # A name may hold what the terminal's encoding lacks.

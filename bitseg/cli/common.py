@@ -3,15 +3,30 @@
 import gc
 import math
 import os
+import signal
 import sys
+import threading
 from contextlib import contextmanager, suppress
 
 import click
 
 from ..errors import BitsegError
 
+TERMINATED = 143
+"""Exit status that shells know as the request to end that ``kill`` sends: 128 and the number of the signal."""
+
 LARGEST_SIDE = 65535
 """Pixels; no JPEG is larger."""
+
+
+def exit_when_terminated():
+    """End the process as an error does when it is asked to end (SIGTERM).
+
+    Otherwise it would end at once, and leave what it has written of a file, and other processes that work for it.
+    """
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 class FileName(click.Path):

@@ -1,13 +1,13 @@
 """Command line of the training code."""
 
 import shlex
-import signal
 import sys
 from pathlib import Path
 
 import click
 import tomli_w
 
+from bitseg.cli.common import exit_when_terminated
 from bitseg.errors import BitsegError
 from bitseg.files import write_safely
 
@@ -15,8 +15,6 @@ from . import distributed
 from .config import read_config, read_toml
 from .errors import TrainingError
 from .trainer import Trainer
-
-TERMINATED = 128 + signal.SIGTERM
 
 
 @click.command(context_settings={"show_default": True})
@@ -35,8 +33,7 @@ def main(config, data, output, pretrained, start, teacher, workers):
     change in between. Started by torchrun, the processes share out every batch.
     """
     command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
-    # Otherwise the process would end at once, and leave those that make batches to find out by themselves.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    exit_when_terminated()
     try:
         distributed.join_processes()
         trainer = Trainer(read_config(config, data), data, Path(output), command, pretrained, start, teacher, workers)

@@ -176,10 +176,9 @@ class Trainer:
             self.network.estimate_norms(self._images(photos) for photos, _ in batches)
 
     def _writes(self, path):
-        """Whether a file is a checkpoint that this run makes, and has yet to make."""
-        path = Path(path)
-        names = [self._checkpoint(stage.name) for stage in self.config.stages]
-        return not path.exists() and path.absolute() in [name.absolute() for name in names]
+        """Whether a file is a checkpoint that this run has yet to make."""
+        names = [self._checkpoint(stage.name).absolute() for stage in self.config.stages[self.stage_index :]]
+        return Path(path).absolute() in names
 
     def _load_teacher(self):
         network, preprocessing = load_trained(self.teacher_path)
