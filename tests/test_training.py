@@ -84,6 +84,17 @@ class TestRun:
         assert list(saved["results"]) == ["float", "w2a2"]
         assert saved["results"]["w2a2"]["dataset"] == "voc7 val"
 
+    def test_the_configuration_of_a_run_needs_no_base(self, tiny_data, tmp_path):
+        tiny_training.write_config(tmp_path / "base.toml", tiny_training.stage("float", iterations=0, evaluate=False))
+        config, output = tmp_path / "configs" / "own.toml", tmp_path / "runs" / "own"
+        config.parent.mkdir()
+        config.write_text('base = "../base.toml"\nseed = 5\n')
+        result = CliRunner().invoke(main, [str(config), "--data", str(tiny_data), "--output", str(output)])
+        assert result.exit_code == 0, result.output
+        (tmp_path / "base.toml").unlink()
+        assert read_config(output / "config.toml") == config_from_dict(read_checkpoint(output / "float.pt")["config"])
+        assert read_config(output / "config.toml").seed == 5
+
     @pytest.mark.parametrize("iterations", [2, 4, 7])
     def test_a_stopped_run_ends_like_one_that_was_not(
         self, tiny_data, config_path, finished, tmp_path, monkeypatch, iterations
@@ -291,6 +302,18 @@ class TestRun:
         grey = replace(config, preprocessing=Preprocessing((128, 128, 128), 58.0, 64))
         with pytest.raises(TrainingError, match=r"float.pt: its mean is \(123, 117, 104\), but the configuration's"):
             self.trainer(grey, tiny_data, tmp_path / "other", teacher=finished / "float.pt")
+
+    def test_a_teacher_is_not_needed_any_longer_than_it_teaches(self, tiny_data, tmp_path, finished):
+        teacher = shutil.copy(finished / "float.pt", tmp_path / "teacher.pt")
+        taught = tiny_training.stage("w2a2", (2, 2), 1, distillation=1.0, evaluate=False)
+        alone = tiny_training.stage("w2a2-alone", (2, 2), 1, evaluate=False)
+        self.trainer(
+            tiny_training.write_config(tmp_path / "one.toml", taught), tiny_data, tmp_path / "run", teacher=teacher
+        ).run()
+        Path(teacher).unlink()
+        both = tiny_training.write_config(tmp_path / "both.toml", taught, alone)
+        self.trainer(both, tiny_data, tmp_path / "run", teacher=teacher).run()
+        assert (tmp_path / "run" / "w2a2-alone.pt").exists()
 
     def test_patience_counts_from_the_lowest_mean_loss(self, tiny_data, config_path, tmp_path, monkeypatch):
         monkeypatch.setattr(trainer_module, "LOSS_WINDOW", 2)

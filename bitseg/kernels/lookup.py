@@ -125,7 +125,8 @@ def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
     tables, offsets, _, starts = space
     kernel_size, _, span, _ = filters.weights[0].shape
     nibbles = span // kernel_size
-    first, step = x0 * filters.stride * nibbles, filters.stride * nibbles
+    step = filters.stride * nibbles
+    first = x0 * step
     if kernel_size == 1:
         border = planes.margin - filters.padding
         row, column = y * filters.stride + border, x0 * filters.stride + border
@@ -140,7 +141,7 @@ def _look_up_rows(tables, offsets, starts, first, step, weights, planes, entries
     """Sums of some pixels' windows: all pixels with a row of some filters, which stay in the first-level cache.
 
     starts : intp, shape (kernel,)
-        Where each row of a window begins in the tables, ``first + x * step`` before that of pixel x.
+        Where the tables of each row of a window begin; those of pixel x of `count` lie ``first + x * step`` further.
     """
     kernel_size, blocks, span, _ = weights[0].shape
     pixels, lanes = max(1, PIXELS // len(weights)), len(weights) // len(planes) * LANES

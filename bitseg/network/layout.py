@@ -318,9 +318,8 @@ def _dot_filters(convolution, weights, rows):
     by_pairs = simd.multiplies_pairs(8 * stored.itemsize)
     lanes = dot.PAIRS_LANES if by_pairs else dot.LANES
     blocks = -(-(1 + np.flatnonzero(channels < convolution.out_channels).max()) // lanes)
-    vectors, run = _dot_vectors(stored[: blocks * lanes], lanes), 1
-    if by_pairs:
-        vectors, run = _aligned(vectors.swapaxes(0, 1)), _pairs_together(vectors, convolution)
+    vectors = _dot_vectors(stored[: blocks * lanes], lanes, rows_first=by_pairs)
+    run = _pairs_together(vectors, convolution) if by_pairs else 1
     return dot.DotFilters(vectors, run=tuple(range(run)), **fields)
 
 
@@ -345,13 +344,14 @@ def _dot_weights(convolution, weights, codes, types):
     }
 
 
-def _dot_vectors(stored, lanes):
+def _dot_vectors(stored, lanes, rows_first=False):
     """`kernels.dot.DotFilters.weights` of stored weights (out, rows of a window, values in a row)."""
     _, rows, values = stored.shape
     group = 4 // stored.itemsize
     # What stands beside the values of the last group in the image is multiplied with 0.
     stored = np.pad(stored, ((0, 0), (0, 0), (0, -values % group)))
-    return _aligned(stored.reshape(-1, lanes, rows, stored.shape[2] // group, group).transpose(0, 2, 3, 1, 4))
+    vectors = stored.reshape(-1, lanes, rows, stored.shape[2] // group, group)
+    return _aligned(vectors.transpose(2, 0, 3, 1, 4) if rows_first else vectors.transpose(0, 2, 3, 1, 4))
 
 
 def _pairs_together(vectors, convolution):
@@ -359,9 +359,9 @@ def _pairs_together(vectors, convolution):
     longest, room = 8, np.iinfo(np.int16).max // (2**convolution.input_bits - 1)
     if longest * 2 ** (convolution.weight_bits + 1) <= room:
         return longest
-    _, rows, groups = vectors.shape[:3]
+    rows, _, groups = vectors.shape[:3]
     # Neighbouring bytes share the 16 bits of a sum, which is largest, or smallest, where all its codes are.
-    pairs = vectors.transpose(0, 3, 4, 1, 2).astype(np.int16).reshape(-1, 2, rows, groups)
+    pairs = vectors.transpose(1, 3, 4, 0, 2).astype(np.int16).reshape(-1, 2, rows, groups)
     terms = [np.maximum(sign * pairs, 0).sum(1) for sign in (1, -1)]
 
     def fit(run):

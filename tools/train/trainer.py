@@ -105,7 +105,7 @@ class Trainer:
             load_start(self.network, start, config.preprocessing, self.calibration_images)
         elif pretrained is not None:
             load_pretrained_encoder(self.network, pretrained, self.calibration_images, config.preprocessing.scale)
-        if any(stage.distillation for stage in config.stages) and not self._writes(teacher):
+        if any(stage.distillation for stage in self._stages_to_come) and not self._writes(teacher):
             self._load_teacher()
 
     def run(self):
@@ -175,10 +175,14 @@ class Trainer:
         with self._autocast():
             self.network.estimate_norms(self._images(photos) for photos, _ in batches)
 
+    @property
+    def _stages_to_come(self):
+        """Stages that have not ended."""
+        return self.config.stages[self.stage_index :]
+
     def _writes(self, path):
         """Whether a file is a checkpoint that this run has yet to make."""
-        names = [self._checkpoint(stage.name).absolute() for stage in self.config.stages[self.stage_index :]]
-        return Path(path).absolute() in names
+        return Path(path).absolute() in [self._checkpoint(stage.name).absolute() for stage in self._stages_to_come]
 
     def _load_teacher(self):
         network, preprocessing = load_trained(self.teacher_path)
