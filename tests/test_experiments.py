@@ -85,10 +85,10 @@ def tables(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tables, tiny_data):
-    """Call `run` with a row or table; the result of the command."""
+    """Call `run` with a row or table, and further options; the result of the command."""
 
-    def call(name, exit_code=0):
-        arguments = ["run", name, "--data", str(tiny_data.parent), "--runs", str(tables / "runs")]
+    def call(name, *options, exit_code=0):
+        arguments = ["run", name, *options, "--data", str(tiny_data.parent), "--runs", str(tables / "runs")]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == exit_code, result.output
         return result
@@ -132,6 +132,39 @@ class TestRun:
         assert "continuing after 2 iterations" in run("tiny/float").stderr
         assert result_of(tables, "float")["miou"] is not None
 
+    def test_another_seed_trains_the_row_and_what_it_starts_from_once_more(self, tables, run):
+        run("tiny/low")
+        trained = run("tiny/low", "--seed", "9").stderr
+        assert trained.index("== seed-9/tiny/float") < trained.index("== seed-9/tiny/low")
+        own, other = result_of(tables, "low"), result_of(tables, "low.seed-9")
+        assert (own["seed"], other["seed"]) == (3, 9) and own["row"] == other["row"] == "tiny/low"
+        assert other["config"] == {**own["config"], "seed": 9}
+        assert other["iou"] != own["iou"], "another seed, another network"
+        assert run("tiny/low", "--seed", "9").output == run("tiny/low", "--seed", "3").output == "", "both are there"
+
+    def test_tables_show_the_mean_over_the_seeds(self, tables):
+        def write(row, miou, cat):
+            result = {"miou": miou, "pixel_accuracy": miou, "bits": [2, 2], "classes": ["cat"], "iou": {"cat": cat}}
+            path = tables / "results" / "tiny" / f"{row}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({**result, "measured_by": "bitseg"}))
+
+        def cells(line):
+            return [cell.strip() for cell in line.split("|")[1:-1]]
+
+        write("float", 0.5, 0.5)
+        write("low", 0.5, 0.25)
+        write("low.seed-2", 0.75, 0.75)
+        write("lower.seed-2", 0.1, 0.1)  # another row's
+        low = cells(show("tiny").stdout.splitlines()[3])
+        assert low[:5] == ["LOW", "2-2", "62.5", "50.0, 75.0", "62.5"]
+        assert cells(show("tiny", "--classes").stdout.splitlines()[2]) == ["cat", "50.0", "50.0"]
+        (tables / "results" / "tiny" / "low.seed-3.json").write_text(
+            json.dumps({"miou": None, "bits": [2, 2], "classes": ["cat"]})
+        )
+        low = cells(show("tiny").stdout.splitlines()[3])
+        assert low[2:5] == ["-", "50.0, 75.0, -", "-"], "with a seed it diverges"
+
     def test_a_row_that_diverges_is_recorded_as_such_and_the_table_goes_on(self, tables, run):
         shutil.move(tables / "experiments" / "tiny" / "low.toml", tables / "low.toml")
         run("tiny")
@@ -142,10 +175,10 @@ class TestRun:
 
         lines = show("tiny").stdout.splitlines()
         header, _, first, second = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:4])
-        assert header[:4] == ["row", "bits", "mIoU", "pixel accuracy"] and header[-1] == "measured by"
+        assert header[:5] == ["row", "bits", "mIoU", "each seed", "pixel accuracy"] and header[-1] == "measured by"
         assert first[:2] == ["FLOAT", "32-32"] and first[-1] == "PyTorch"
-        assert first[2] == f"{100 * result_of(tables, 'float')['miou']:.1f}"
-        assert second[:4] == ["WILD", "4-1", "-", "-"] and second[-1] == "diverged"
+        assert first[2] == first[3] == f"{100 * result_of(tables, 'float')['miou']:.1f}"
+        assert second[:5] == ["WILD", "4-1", "-", "-", "-"] and second[-1] == "diverged"
         assert lines[4:] == ["", "Not measured yet: LOW."]
 
         table = [

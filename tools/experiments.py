@@ -4,12 +4,15 @@
 is called (``title``), where in the table it stands (``position``), and from which other row (``TABLE/ROW``) or file it
 takes its first weights (``start``), which it learns from (``teacher``), or that its encoder is the pretrained one
 (``pretrained = true``). Results are kept in ``tools/train/results/TABLE/ROW.json``; a row that has one is not trained
-again.
+again. With ``run TABLE --seed N`` the rows, and those that they start from, are trained once more with another seed
+than their configurations have; what they make is kept beside it, in ``ROW.seed-N.json``, and tables show the mean.
 """
 
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import mean
 
 import click
 
@@ -40,6 +43,8 @@ class Row:
     ----------
     name : str
         ``TABLE/ROW``.
+    seed : int or None
+        Seed to train with, if not that of the configuration.
 
     Raises
     ------
@@ -47,8 +52,9 @@ class Row:
         There is no such row, or its configuration is wrong.
     """
 
-    def __init__(self, name):
+    def __init__(self, name, seed=None):
         self.name = name
+        self.seed = seed
         path = EXPERIMENTS / f"{name}.toml"
         values = read_toml(path)
         self.experiment = values.pop("experiment", {})
@@ -56,29 +62,34 @@ class Row:
             self.config = config_from_dict(values)
         except TrainingError as error:
             raise TrainingError(f"{path}: {error}") from None
-        self.result_path = RESULTS / f"{name}.json"
+        own_seed = seed in (None, self.config.seed)
+        self.config = self.config if own_seed else replace(self.config, seed=seed)
+        self.run = name if own_seed else f"seed-{seed}/{name}"
+        self.result_path = RESULTS / (f"{name}.json" if own_seed else f"{name}.seed-{seed}.json")
 
     @property
     def title(self):
         """What the row is called in its table."""
         return self.experiment.get("title", self.name.rpartition("/")[2])
 
-    def result(self):
-        """What was measured, or None."""
-        return json.loads(self.result_path.read_text()) if self.result_path.is_file() else None
+    def results(self):
+        """What was measured with each seed, that of the configuration first: a list of dict."""
+        paths = [RESULTS / f"{self.name}.json", *sorted(RESULTS.glob(f"{self.name}.seed-*.json"))]
+        return [json.loads(path.read_text()) for path in paths if path.is_file()]
 
     def checkpoint(self, runs):
         """Checkpoint of the row's last stage, in the folder of all runs."""
-        return Path(runs) / self.name / f"{self.config.stages[-1].name}.pt"
+        return Path(runs) / self.run / f"{self.config.stages[-1].name}.pt"
 
 
-def rows_of(table):
+def rows_of(table, seed=None):
     """The rows of a table, by position: a list of `Row`."""
     paths = sorted((EXPERIMENTS / table).glob("*.toml"))
     if not paths:
         tables = ", ".join(sorted(path.name for path in EXPERIMENTS.iterdir() if path.is_dir()))
         raise TrainingError(f"there is no table '{table}': choose one of {tables}")
-    return sorted((Row(f"{table}/{path.stem}") for path in paths), key=lambda row: row.experiment.get("position", 0))
+    rows = [Row(f"{table}/{path.stem}", seed) for path in paths]
+    return sorted(rows, key=lambda row: row.experiment.get("position", 0))
 
 
 def train_row(row, data, runs, pretrained):
@@ -107,13 +118,13 @@ def train_row(row, data, runs, pretrained):
         source = row.experiment.get(role)
         if source is not None:
             is_row = (EXPERIMENTS / f"{source}.toml").is_file()
-            sources[role] = train_row(Row(source), data, runs, pretrained) if is_row else ROOT / source
+            sources[role] = train_row(Row(source, row.seed), data, runs, pretrained) if is_row else ROOT / source
     if row.experiment.get("pretrained"):
         if pretrained is None:
             raise TrainingError(f"{row.name} starts from a pretrained encoder: give --pretrained")
         sources["pretrained"] = pretrained
-    click.echo(f"== {row.name}", err=True)
-    command = f"python -m tools.experiments run {row.name}"
+    click.echo(f"== {row.run}", err=True)
+    command = f"python -m tools.experiments run {row.name}" + (f" --seed {row.seed}" if row.seed is not None else "")
     Trainer(row.config, Path(data) / row.config.dataset, checkpoint.parent, command, **sources).run()
     return checkpoint
 
@@ -141,7 +152,7 @@ def measure_row(row, checkpoint, data):
 
 def run_row(row, data, runs, pretrained):
     """Train, measure and record a row that has no result yet; one that diverges is recorded as such."""
-    if row.result() is not None:
+    if row.result_path.is_file():
         return
     stage = row.config.stages[-1]
     try:
@@ -164,30 +175,36 @@ def run_row(row, data, runs, pretrained):
     row.result_path.parent.mkdir(parents=True, exist_ok=True)
     with write_safely(row.result_path, TrainingError) as file:
         file.write(json.dumps(result, indent=2).encode() + b"\n")
-    click.echo(f"{row.name}: mIoU {result['miou']}")
+    click.echo(f"{row.run}: mIoU {result['miou']}")
 
 
 def markdown(rows, by_class):
-    """A table of the results as Markdown: mIoU and its distance from full precision, or every class's IoU."""
-    results = [row.result() for row in rows]
-    found = [(row, result) for row, result in zip(rows, results) if result is not None]
+    """A table of the results as Markdown: mIoU, accuracy and cost, or every class's IoU. Means over the seeds."""
+    results = [row.results() for row in rows]
+    found = [(row, of_seeds) for row, of_seeds in zip(rows, results) if of_seeds]
     if not found:
         raise TrainingError("none of its rows has a result yet: run it first")
     if by_class:
         lines = [["class", *(row.title for row, _ in found)]]
-        for name in found[0][1]["classes"]:
-            lines.append([name, *(_percent(result.get("iou", {}).get(name)) for _, result in found)])
-        lines.append(["**mean**", *(f"**{_percent(result['miou'])}**" for _, result in found)])
+        for name in found[0][1][0]["classes"]:
+            values = ([result.get("iou", {}).get(name) for result in of_seeds] for _, of_seeds in found)
+            lines.append([name, *map(_mean_percent, values)])
+        values = ([result["miou"] for result in of_seeds] for _, of_seeds in found)
+        lines.append(["**mean**", *(f"**{_mean_percent(of_row)}**" for of_row in values)])
     else:
-        lines = [["row", "bits", "mIoU", "pixel accuracy", "GMAC", "of these decoder", "iterations", "measured by"]]
-        for row, result in found:
-            bits = "-".join(map(str, result["bits"]))
+        figures = ["mIoU", "each seed", "pixel accuracy"]
+        lines = [["row", "bits", *figures, "GMAC", "of these decoder", "iterations", "measured by"]]
+        for row, of_seeds in found:
+            bits = "-".join(map(str, of_seeds[0]["bits"]))
             iterations = sum(stage.iterations for stage in row.config.stages)
-            figures = [_percent(result["miou"]), _percent(result.get("pixel_accuracy"))]
+            ious = [result["miou"] for result in of_seeds]
+            accuracies = [result.get("pixel_accuracy") for result in of_seeds]
+            figures = [_mean_percent(ious), ", ".join(map(_percent, ious)), _mean_percent(accuracies)]
             cost = _billions(row.config.architecture)
-            lines.append([row.title, bits, *figures, *cost, str(iterations), result.get("measured_by", "diverged")])
+            measured_by = of_seeds[0].get("measured_by", "diverged")
+            lines.append([row.title, bits, *figures, *cost, str(iterations), measured_by])
     header, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    missing = [row.title for row, result in zip(rows, results) if result is None]
+    missing = [row.title for row, of_seeds in zip(rows, results) if not of_seeds]
     note = [f"\nNot measured yet: {', '.join(missing)}."] if missing else []
     return "\n".join([header, "| --- " * len(lines[0]) + "|", *body, *note])
 
@@ -203,6 +220,11 @@ def _percent(value):
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def _mean_percent(values):
+    """Mean over the seeds; a seed with which the row diverged has no value, and then there is no mean."""
+    return _percent(None if None in values else mean(values))
+
+
 @click.group()
 def main():
     """Experiments: the rows of the tables in README."""
@@ -213,10 +235,11 @@ def main():
 @click.option("--data", default="../shared/data", type=click.Path(), help="Folder that holds the data sets by name.")
 @click.option("--runs", default="runs", type=click.Path(), help="Folder for checkpoints.")
 @click.option("--pretrained", type=click.Path(), help="Folded ResNet (.npz) for rows that start from it.")
-def run(table, data, runs, pretrained):
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Another seed than that of the configurations.")
+def run(table, data, runs, pretrained, seed):
     """Train and measure the rows of TABLE (or one, TABLE/ROW) that have no result yet."""
     try:
-        for row in [Row(table)] if "/" in table else rows_of(table):
+        for row in [Row(table, seed)] if "/" in table else rows_of(table, seed):
             run_row(row, data, runs, pretrained)
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
