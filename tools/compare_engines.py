@@ -184,9 +184,7 @@ def time_engines(engines, image, rounds, wakes=False, warm_up=2):
     """Milliseconds of every round, a dict of lists: each round times every engine once, in turn.
 
     wakes : bool
-        Pause, and run an engine for the time `AWAKE` before it is timed. Its threads and their processors are awake
-        then, and the threads of the engine before asleep: these look for more work for a while, and would take a
-        processor from it.
+        By `time_awake`.
     """
     for engine in engines.values():
         for _ in range(warm_up):
@@ -195,16 +193,33 @@ def time_engines(engines, image, rounds, wakes=False, warm_up=2):
     gc.disable()
     for _ in range(rounds):
         for name, engine in engines.items():
-            if wakes:
-                time.sleep(PAUSE)
-                awake = time.perf_counter() + AWAKE
-                while time.perf_counter() < awake:
-                    engine(image)
-            began = time.perf_counter()
-            engine(image)
-            times[name].append((time.perf_counter() - began) * 1e3)
+            times[name].append(time_awake(engine, image) if wakes else _time(engine, image))
     gc.enable()
     return times
+
+
+def time_awake(engine, image, asleep=None):
+    """Milliseconds of an engine that is run, after a pause, for the time `AWAKE` before it is timed.
+
+    Its threads and their processors are awake then, and the threads of the engine before asleep: these look for more
+    work for a while, and would take a processor from it.
+
+    asleep : callable or None
+        What to do when all are asleep.
+    """
+    time.sleep(PAUSE)
+    if asleep is not None:
+        asleep()
+    awake = time.perf_counter() + AWAKE
+    while time.perf_counter() < awake:
+        engine(image)
+    return _time(engine, image)
+
+
+def _time(engine, image):
+    began = time.perf_counter()
+    engine(image)
+    return (time.perf_counter() - began) * 1e3
 
 
 def peak_memory_mb(name, width, height, threads, folder):
