@@ -1,5 +1,6 @@
 """Labelled data sets: where their photos and masks lie, and how their ids become class ids."""
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -254,10 +255,11 @@ def open_dataset(kind, root, split):
     Raises
     ------
     DatasetError
-        The kind is unknown, or a file is missing or cannot be read.
+        The kind is unknown, or the folder or a file is missing or cannot be read.
     """
     if kind not in _READERS:
         raise DatasetError(f"unknown data set '{kind}': choose one of {', '.join(KINDS)}")
+    _check_folder(root)
     try:
         classes, samples, *labelling = _READERS[kind](Path(root), split)
         for path in (path for sample in samples for path in sample):
@@ -287,8 +289,9 @@ def read_class_names(root):
     Raises
     ------
     DatasetError
-        The file is missing or cannot be read, a line is no name, or a name stands there twice.
+        Folder or file is missing or cannot be read, a line is no name, or a name stands there twice.
     """
+    _check_folder(root)
     path = Path(root) / "classes.txt"
     classes = tuple(_read_lines(path, "write one class name a line into it, that of id 0 first"))
     for number, name in enumerate(classes, 1):
@@ -300,6 +303,11 @@ def read_class_names(root):
     if not 1 <= len(classes) <= INVALID:
         raise DatasetError(f"{path}: {len(classes)} class names; there must be 1 to {INVALID}")
     return classes
+
+
+def _check_folder(root):
+    if not os.path.isdir(root):
+        raise DatasetError(f"{root}: there is no such folder; check its name")
 
 
 def _read_voc(root, split):

@@ -123,7 +123,7 @@ def test_a_report_is_not_written_over_a_photo(folder):
 
 def test_a_missing_root_is_named(tmp_path):
     result = run("--dataset", "cityscapes", "--root", tmp_path / "nowhere", "--split", "test")
-    assert_one_clear_line(result, tmp_path / "nowhere" / "leftImg8bit" / "test", "not found")
+    assert_one_clear_line(result, f"{tmp_path / 'nowhere'}: there is no such folder")
 
 
 def test_every_kind_of_data_set_can_be_chosen():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bitseg.datasets import CLASSES, IGNORE, open_dataset, read_class_names
+from bitseg.datasets import CLASSES, IGNORE, KINDS, open_dataset, read_class_names
 from bitseg.errors import DatasetError, ImageError
 
 PHOTO = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -311,6 +311,12 @@ def test_classes_that_do_not_match_are_refused(voc_2012, classes, message):
 def test_what_is_no_data_set_is_refused(voc_folder, kind, split, message):
     with pytest.raises(DatasetError, match=message):
         open_dataset(kind, voc_folder, split)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_that_does_not_exist_is_named(tmp_path, kind):
+    with pytest.raises(DatasetError, match="nowhere: there is no such folder; check its name"):
+        open_dataset(kind, tmp_path / "nowhere", "val")
 
 
 def test_an_empty_split_is_refused(voc_folder):

@@ -66,6 +66,7 @@ def test_two_processes_train_like_one_that_averages_the_gradients_of_two_half_ba
     assert [json.loads(line)["stage"] for line in result.stdout.splitlines()] == ["float", "w2a2"]
     assert result.stderr.count("float 3/3") == 1
     assert sorted(entry.name for entry in (tmp_path / "two").iterdir()) == [
+        ".lock",
         "checkpoint.pt",
         "config.toml",
         "float.pt",

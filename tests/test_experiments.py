@@ -195,7 +195,7 @@ class TestRun:
             (["show", "nothing"], "there is no table 'nothing': choose one of tiny"),
             (["show", "tiny"], "none of its rows has a result yet: run it first"),
             (["run", "tiny/nothing"], "nothing.toml: cannot be read"),
-            (["run", "tiny/float", "--data", "nowhere"], "nowhere/voc7/train.txt: not found"),
+            (["run", "tiny/float", "--data", "nowhere"], "nowhere/voc7: there is no such folder; check its name"),
             (["run", "tiny/encoder"], "tiny/encoder starts from a pretrained encoder: give --pretrained"),
         ],
     )

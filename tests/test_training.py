@@ -72,6 +72,7 @@ class TestRun:
 
     def test_a_run_leaves_its_configuration_and_a_checkpoint_of_every_stage(self, finished, config_path):
         assert sorted(path.name for path in finished.iterdir()) == [
+            ".lock",
             "checkpoint.pt",
             "config.toml",
             "float.pt",
@@ -370,7 +371,7 @@ class TestRun:
         path = tiny_training.write_config(tmp_path / "one.toml", tiny_training.stage("float", iterations=1))
         with pytest.raises(DivergenceError, match="weights are no longer finite at iteration 1 of stage 'float'"):
             self.trainer(path, tiny_data, tmp_path / "run").run()
-        assert not list((tmp_path / "run").iterdir())
+        assert not list((tmp_path / "run").glob("*.pt"))
 
     def test_what_val_lacks_costs_no_training(self, tiny_data, config_path, finished, tmp_path, monkeypatch):
         data = shutil.copytree(tiny_data, tmp_path / "data")
@@ -454,7 +455,7 @@ class TestRun:
         ("arguments", "message"),
         [
             (["missing.toml", "--data", "d"], "Error: missing.toml: cannot be read"),
-            (["{config}", "--data", "missing"], "Error: missing/train.txt: not found; give the folder"),
+            (["{config}", "--data", "missing"], "Error: missing: there is no such folder; check its name"),
             (["{config}", "--data", "{data}", "--pretrained", "no.npz"], "Error: no.npz: no such file of pretrained"),
             (["{config}", "--data", "{data}", "--start", "no.pt"], "Error: no.pt: no such checkpoint"),
             (["{distilling}", "--data", "{data}"], "Error: a stage has distillation: give the network to learn from"),

@@ -1,6 +1,7 @@
 """The configuration of a training run: what is accepted, what is refused and how."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,9 @@ class TestConfig:
                 "dataset must be one of camvid, cityscapes, folder, voc, voc7, not 'imagenet'",
             ),
             (None, "class_weights", "sqrt", "class_weights must be 'none' or 'log'"),
-            (None, "batch_size", 0, "batch_size must be at least 1"),
+            (None, "batch_size", 0, "batch_size must be 1 to 65536"),
+            (None, "batch_size", 10**9, "batch_size must be 1 to 65536"),
+            (None, "seed", 2**63, "the configuration: 'seed' must be finite, and whole numbers at most 64 bits long"),
             (None, "batch_size", "8", "the configuration: 'batch_size' must be of type int, not '8'"),
             (None, "bfloat16", 1, "'bfloat16' must be of type bool, not 1"),
             (None, "stages", [], r"at least one \[\[stages\]\] table"),
@@ -39,6 +42,9 @@ class TestConfig:
             (None, "preprocessing", None, r"the table \[preprocessing\] is missing"),
             ("augmentation", "crop", 250, "augmentation: crop must be a multiple of 32"),
             ("augmentation", "scale", (1.5, 0.5), "augmentation: scale must be the smallest and the largest zoom"),
+            ("augmentation", "scale", (0.5, math.inf), "augmentation: 'scale' must be finite"),
+            ("augmentation", "scale", (1, 10**400), "augmentation: 'scale' must be finite, and whole numbers"),
+            ("augmentation", "colour", math.nan, "augmentation: 'colour' must be finite"),
             ("augmentation", "color", 0.3, "augmentation: unknown entry 'color'; known are crop, scale, colour"),
             ("architecture", "encoder", "vgg16", "architecture: encoder must be one of resnet18, resnet34, resnet50"),
             ("architecture", "stage_channels", (8, 8, 16), "architecture: there must be 4 stage_channels"),
@@ -48,6 +54,8 @@ class TestConfig:
             ("preprocessing", "working_size", 500, "preprocessing: working_size must be a multiple of 32"),
             ("stage", "weight_bits", 16, "stage 'float': weight_bits and activation_bits must be 1 to 8, or 32"),
             ("stage", "scales", (32, 64), "stage 'float': scales must be some of 4, 8, 16, 32"),
+            ("stage", "scales", (32.0, 16.0), "stage 'float': scales must be some of 4, 8, 16, 32"),
+            ("stage", "decoder_rate", 10**400, "stages: 'decoder_rate' must be finite"),
             ("stage", "scales", (), "stage 'float': scales must be some of 4, 8, 16, 32"),
             ("stage", "iterations", -1, "stage 'float': iterations must not be negative"),
             ("stage", "encoder_rate", -1.0, "stage 'float': encoder_rate must be positive, or 0 to train"),
@@ -153,5 +161,5 @@ class TestBase:
                 read_config(self.write(folder, "own.toml", f"base = {base}"))
 
     def test_what_is_wrong_is_said_of_the_file_that_was_asked_for(self, folder):
-        with pytest.raises(TrainingError, match=r"own\.toml: batch_size must be at least 1"):
+        with pytest.raises(TrainingError, match=r"own\.toml: batch_size must be 1 to 65536"):
             read_config(self.write(folder, "own.toml", 'base = "base.toml"\nbatch_size = 0'))

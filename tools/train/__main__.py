@@ -5,16 +5,12 @@ import sys
 from pathlib import Path
 
 import click
-import tomli_w
 
 from bitseg.cli.common import exit_when_terminated
 from bitseg.errors import BitsegError
 from bitseg.files import write_safely
 
-from . import distributed
-from .config import read_config, read_toml
 from .errors import TrainingError
-from .trainer import Trainer
 
 
 @click.command(context_settings={"show_default": True})
@@ -32,6 +28,13 @@ def main(config, data, output, pretrained, start, teacher, workers):
     stage, and checkpoint.pt, from which the same command continues a run that stopped. Stages that have not begun may
     change in between. Started by torchrun, the processes share out every batch.
     """
+    # PyTorch takes seconds: help and mistyped options need not wait for it.
+    import tomli_w
+
+    from . import distributed
+    from .config import read_config, read_toml
+    from .trainer import Trainer
+
     command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
     exit_when_terminated()
     try:

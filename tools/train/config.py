@@ -1,5 +1,6 @@
 """The configuration of a training run: one TOML file, read into dataclasses and stored in every checkpoint."""
 
+import math
 import re
 import sys
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -20,6 +21,9 @@ else:
 
 RUN_CHECKPOINT = "checkpoint"
 """Name of the checkpoint from which a run continues; a stage cannot have it."""
+
+MOST_SAMPLES = 65536
+"""Of a batch: even small crops, so many of them, fill a large memory."""
 
 _FREE_TO_CHANGE = {
     "name",
@@ -297,6 +301,8 @@ def _build(kind, values, where):
         raise TrainingError(f"{where}: the entry '{missing[0]}' is missing")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     for name, value in values.items():
+        if not all(map(_is_storable, value if isinstance(value, tuple) else (value,))):
+            raise TrainingError(f"{where}: '{name}' must be finite, and whole numbers at most 64 bits long")
         kind_of_value = (int, float) if known[name].type is float else known[name].type
         if not isinstance(value, kind_of_value) or (isinstance(value, bool) and known[name].type is not bool):
             shown = "list" if known[name].type is tuple else known[name].type.__name__
@@ -327,7 +333,7 @@ def _demands(config):
     names = [stage.name for stage in config.stages]
     return [
         (config.seed >= 0, "seed must not be negative"),
-        (config.batch_size >= 1, "batch_size must be at least 1"),
+        (1 <= config.batch_size <= MOST_SAMPLES, f"batch_size must be 1 to {MOST_SAMPLES}"),
         (config.quantizer in QUANTIZERS, f"quantizer must be one of {', '.join(QUANTIZERS)}"),
         (config.class_weights in ("none", "log"), "class_weights must be 'none' or 'log'"),
         (crop > 0 and crop % SIZE_MULTIPLE == 0, f"augmentation: crop must be a multiple of {SIZE_MULTIPLE}"),
@@ -389,8 +395,18 @@ def _stage_demands(stage):
         (stage.norm_batches >= 0, "norm_batches must not be negative"),
         (stage.task in ("segmentation", "classification"), "task must be 'segmentation' or 'classification'"),
         (stage.task == "segmentation" or stage.scales == (32,), "classification needs scales = [32]"),
-        (distinct and len(distinct) == len(stage.scales), f"scales must be some of {', '.join(map(str, STRIDES))}"),
+        (
+            distinct and len(distinct) == len(stage.scales) and all(type(scale) is int for scale in stage.scales),
+            f"scales must be some of {', '.join(map(str, STRIDES))}",
+        ),
     ]
+
+
+def _is_storable(value):
+    """Whether a value is no number, or one that TOML asks all programs to read, and finite."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
 def _is_number(value):

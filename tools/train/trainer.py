@@ -22,6 +22,7 @@ from .config import RUN_CHECKPOINT, check_continuation, config_from_dict
 from .data import Batches, batch_stream, class_weights, normalise
 from .distillation import Teacher, distillation_loss, recorded_streams
 from .errors import DivergenceError, TrainingError
+from .folder import hold_folder
 from .folding import folded
 from .initialize import load_pretrained_encoder, load_start, load_trained, require_same
 from .network import BitFCN
@@ -93,12 +94,8 @@ class Trainer:
         self.losses, self.best_loss, self.best_iteration = deque(maxlen=LOSS_WINDOW), math.inf, 0
         self.results = {}
         self.optimizer = None
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(
-                f"{output}: cannot be made a folder ({error.strerror}); choose another --output"
-            ) from None
+        if distributed.rank() == 0:
+            hold_folder(output)
         if self._checkpoint(RUN_CHECKPOINT).exists():
             self._resume()
         elif start is not None:
