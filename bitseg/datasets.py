@@ -1,7 +1,7 @@
 """Labelled data sets: where their photos and masks lie, and how their ids become class ids."""
 
-import os
 import re
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -306,7 +306,13 @@ def read_class_names(root):
 
 
 def _check_folder(root):
-    if not os.path.isdir(root):
+    try:
+        is_folder = stat.S_ISDIR(Path(root).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have this name
+        is_folder = False
+    except OSError as error:
+        raise DatasetError(f"{root}: cannot be read ({error.strerror}); check its permissions") from None
+    if not is_folder:
         raise DatasetError(f"{root}: there is no such folder; check its name")
 
 

@@ -363,7 +363,7 @@ class TestCommand:
             ("other.pt", "m.h5", [], "other.pt: does not fit this version of the training code ("),
             ("tiny.toml", "m.h5", [], "tiny.toml: not a checkpoint of this training code"),
             ("w2a2.pt", "nowhere/m.h5", [], "the folder {folder}/nowhere does not exist; create it first"),
-            ("w2a2.pt", "m.h5", ["--data", "nothing"], "nothing/val.txt: not found"),
+            ("w2a2.pt", "m.h5", ["--data", "nothing"], "nothing: there is no such folder"),
         ],
     )
     def test_what_is_wrong_is_said_in_one_line(self, checkpoint, tmp_path, checkpoint_name, output, options, message):

@@ -317,6 +317,23 @@ def test_what_is_no_data_set_is_refused(voc_folder, kind, split, message):
 def test_a_folder_that_does_not_exist_is_named(tmp_path, kind):
     with pytest.raises(DatasetError, match="nowhere: there is no such folder; check its name"):
         open_dataset(kind, tmp_path / "nowhere", "val")
+    with pytest.raises(DatasetError, match="nowhere: there is no such folder; check its name"):
+        read_class_names(tmp_path / "nowhere")
+
+
+def test_the_current_folder_may_be_meant(voc_folder, monkeypatch):
+    monkeypatch.chdir(voc_folder)
+    assert open_dataset("voc7", "", "val").samples
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions mean nothing to root")
+def test_a_folder_that_may_not_be_entered_is_not_said_to_be_missing(voc_folder):
+    voc_folder.parent.chmod(0o600)
+    try:
+        with pytest.raises(DatasetError, match=r"cannot be read \(Permission denied\); check its permissions"):
+            open_dataset("voc7", voc_folder, "val")
+    finally:
+        voc_folder.parent.chmod(0o700)
 
 
 def test_an_empty_split_is_refused(voc_folder):

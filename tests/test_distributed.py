@@ -23,6 +23,10 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("uncompiled_on_one_thread")
 
 
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TWO_PROCESSES += ["-m", "tools.train"]
+
+
 class TwoPartTrainer(Trainer):
     """One process that does what two do: each half of a batch is normalised by itself, gradients are averaged."""
 
@@ -56,8 +60,7 @@ def test_two_processes_train_like_one_that_averages_the_gradients_of_two_half_ba
     """
     stages = tiny_training.stage("float", iterations=3), tiny_training.stage("w2a2", (2, 2), 2, distillation=1.0)
     path = tiny_training.write_config(tmp_path / "tiny.toml", *stages)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tools.train", path, "--data", tiny_data, "--output", tmp_path / "two", "--workers", "0"]
+    command = [*TWO_PROCESSES, path, "--data", tiny_data, "--output", tmp_path / "two", "--workers", "0"]
     command += ["--teacher", tmp_path / "two" / "float.pt"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"}
     result = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -74,6 +77,7 @@ def test_two_processes_train_like_one_that_averages_the_gradients_of_two_half_ba
     ]
 
     teacher = tmp_path / "one" / "float.pt"
+    (tmp_path / "one").mkdir()
     TwoPartTrainer(read_config(path), tiny_data, tmp_path / "one", "command", teacher=teacher, workers=0).run()
     one, two = (read_checkpoint(tmp_path / folder / "w2a2.pt") for folder in ("one", "two"))
     assert two["trained"] == one["trained"] == 5
@@ -84,6 +88,17 @@ def test_two_processes_train_like_one_that_averages_the_gradients_of_two_half_ba
             value, one["network"][name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
     assert two["losses"] == one["losses"] == []
+
+
+def test_all_processes_are_refused_a_folder_and_say_so_in_one_line(tiny_data, tmp_path):
+    path = tiny_training.write_config(tmp_path / "tiny.toml", tiny_training.stage("float", iterations=3))
+    (tmp_path / "taken").write_text("")
+    command = [*TWO_PROCESSES, path, "--data", tiny_data, "--output", tmp_path / "taken", "--workers", "0"]
+    result = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert result.returncode == 1 and lines, result.stderr
+    assert all("taken: cannot be made a folder (File exists)" in line for line in lines)
+    assert "DistributedDataParallel" not in result.stderr
 
 
 def test_a_batch_is_shared_out_evenly_or_not_at_all(monkeypatch):
@@ -101,5 +116,6 @@ def test_one_process_needs_none_of_this(monkeypatch):
     assert distributed.parallel(network) is network
     assert (distributed.rank(), distributed.processes(), list(distributed.share(3))) == (0, 1, [0, 1, 2])
     assert distributed.mean(torch.tensor(2.5)) == 2.5
+    assert distributed.of_the_first("said") == "said"
     distributed.wait()
     distributed.leave_processes()

@@ -143,27 +143,34 @@ class TestRun:
         assert run("tiny/low", "--seed", "9").output == run("tiny/low", "--seed", "3").output == "", "both are there"
 
     def test_tables_show_the_mean_over_the_seeds(self, tables):
-        def write(row, miou, cat):
-            result = {"miou": miou, "pixel_accuracy": miou, "bits": [2, 2], "classes": ["cat"], "iou": {"cat": cat}}
+        def write(row, miou, cat, iterations=3):
+            result = {"bits": [2, 2], "classes": ["cat"], "config": {"iterations": iterations}, "miou": miou}
+            if miou is not None:
+                result |= {"pixel_accuracy": 0.9 - miou, "iou": {"cat": cat}, "measured_by": "bitseg"}
             path = tables / "results" / "tiny" / f"{row}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({**result, "measured_by": "bitseg"}))
+            path.write_text(json.dumps(result))
 
         def cells(line):
             return [cell.strip() for cell in line.split("|")[1:-1]]
 
-        write("float", 0.5, 0.5)
+        write("float", 0.5, 0.6)
         write("low", 0.5, 0.25)
-        write("low.seed-2", 0.75, 0.75)
+        write("low.seed-10", 0.6, 0.65)
+        write("low.seed-2", 0.7, 0.75)
         write("lower.seed-2", 0.1, 0.1)  # another row's
         low = cells(show("tiny").stdout.splitlines()[3])
-        assert low[:5] == ["LOW", "2-2", "62.5", "50.0, 75.0", "62.5"]
-        assert cells(show("tiny", "--classes").stdout.splitlines()[2]) == ["cat", "50.0", "50.0"]
-        (tables / "results" / "tiny" / "low.seed-3.json").write_text(
-            json.dumps({"miou": None, "bits": [2, 2], "classes": ["cat"]})
-        )
-        low = cells(show("tiny").stdout.splitlines()[3])
-        assert low[2:5] == ["-", "50.0, 75.0, -", "-"], "with a seed it diverges"
+        assert low[:5] == ["LOW", "2-2", "60.0", "50.0, 70.0, 60.0", "30.0"] and low[-1] == "bitseg"
+        assert cells(show("tiny", "--classes").stdout.splitlines()[2]) == ["cat", "60.0", "55.0"]
+        for diverged, each in (("low.seed-10", "50.0, 70.0, -"), ("low", "-, 70.0, -")):
+            write(diverged, None, None)
+            low = cells(show("tiny").stdout.splitlines()[3])
+            assert low[2:5] == ["-", each, "-"] and low[-1] == "bitseg, diverged"
+
+        write("low.seed-2", 0.7, 0.75, iterations=4)
+        result = show("tiny")
+        assert result.exit_code == 1
+        assert "tiny/low: its seeds were trained with different configurations; run them again" in result.stderr
 
     def test_a_row_that_diverges_is_recorded_as_such_and_the_table_goes_on(self, tables, run):
         shutil.move(tables / "experiments" / "tiny" / "low.toml", tables / "low.toml")
@@ -206,3 +213,14 @@ class TestRun:
         result = CliRunner().invoke(main, [*arguments, *runs])
         assert result.exit_code == 1
         assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+
+
+class TestDocumentation:
+    @pytest.mark.parametrize("table", ["bits", "decay", "options", "reconstruction", "initialisation"])
+    def test_tables_are_what_the_results_say(self, table):
+        assert show(table).stdout in (ROOT / "docs" / "training.md").read_text()
+
+    @pytest.mark.parametrize("table", ["voc7", "camvid"])
+    @pytest.mark.parametrize("page", ["README.md", "weights/README.md"])
+    def test_ious_are_what_the_results_say(self, page, table):
+        assert show(table, "--classes").stdout in (ROOT / page).read_text()

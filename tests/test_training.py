@@ -3,6 +3,8 @@
 import math
 import resource
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from tools.train.errors import DivergenceError, TrainingError
 from tools.train.folding import folded
 from tools.train.prediction import predict_label_map
 from tools.train.trainer import Trainer, presence_loss
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.usefixtures("uncompiled_on_one_thread")
 
@@ -60,6 +64,7 @@ def assert_ended_alike(one, other, trained):
 class TestRun:
     def trainer(self, config, tiny_data, output, **arguments):
         config = config if not isinstance(config, Path) else read_config(config)
+        output.mkdir(parents=True, exist_ok=True)
         return Trainer(config, tiny_data, output, "command", workers=0, **arguments)
 
     def stop_and_go_on(self, config, tiny_data, output, monkeypatch, iterations=6):
@@ -476,10 +481,10 @@ class TestRun:
         assert result.stderr.splitlines()[-1].startswith(message)
         assert "Traceback" not in result.output
 
-    def test_an_output_that_is_a_file_is_refused(self, tiny_data, config_path, tmp_path):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(TrainingError, match="file: cannot be made a folder"):
-            self.trainer(config_path, tiny_data, tmp_path / "file")
+    def test_help_does_not_wait_for_pytorch(self):
+        code = "import sys; sys.modules['torch'] = None; from tools.train.__main__ import main; main(['--help'])"
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0 and "--pretrained" in result.stdout, result.stderr
 
 
 def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):

@@ -180,11 +180,15 @@ def _int8_file(model, height, width, folder):
     return str(path)
 
 
-def time_engines(engines, image, rounds, wakes=False, warm_up=2):
+def time_engines(engines, image, rounds, wakes=False, warm_up=2, asleep=None):
     """Milliseconds of every round, a dict of lists: each round times every engine once, in turn.
 
     wakes : bool
-        By `time_awake`.
+        Pause, and run an engine for the time `AWAKE` before it is timed. Its threads and their processors are awake
+        then, and the threads of the engine before asleep: these look for more work for a while, and would take a
+        processor from it.
+    asleep : callable or None
+        What to do after each pause, when all are asleep, and after one more at the end.
     """
     for engine in engines.values():
         for _ in range(warm_up):
@@ -193,33 +197,24 @@ def time_engines(engines, image, rounds, wakes=False, warm_up=2):
     gc.disable()
     for _ in range(rounds):
         for name, engine in engines.items():
-            times[name].append(time_awake(engine, image) if wakes else _time(engine, image))
+            if wakes:
+                _pause(asleep)
+                awake = time.perf_counter() + AWAKE
+                while time.perf_counter() < awake:
+                    engine(image)
+            began = time.perf_counter()
+            engine(image)
+            times[name].append((time.perf_counter() - began) * 1e3)
+    if wakes:
+        _pause(asleep)
     gc.enable()
     return times
 
 
-def time_awake(engine, image, asleep=None):
-    """Milliseconds of an engine that is run, after a pause, for the time `AWAKE` before it is timed.
-
-    Its threads and their processors are awake then, and the threads of the engine before asleep: these look for more
-    work for a while, and would take a processor from it.
-
-    asleep : callable or None
-        What to do when all are asleep.
-    """
+def _pause(asleep):
     time.sleep(PAUSE)
     if asleep is not None:
         asleep()
-    awake = time.perf_counter() + AWAKE
-    while time.perf_counter() < awake:
-        engine(image)
-    return _time(engine, image)
-
-
-def _time(engine, image):
-    began = time.perf_counter()
-    engine(image)
-    return (time.perf_counter() - began) * 1e3
 
 
 def peak_memory_mb(name, width, height, threads, folder):

@@ -2,9 +2,11 @@
 
     python tools/compare_threads.py --model voc7-w1a2 --size 512x384
 
-Medians are compared, and least times, which others on the same machine disturb less. A host may give a virtual machine
-two processors of one third-level cache now, and of two a minute later: what one has written then takes longer to the
-other. How long is measured before and after each timing, and rounds with processors near and far are shown apart.
+Medians are compared, and least times, which others on the same machine disturb less. A host may let a virtual machine
+run on two processors that share a cache, and a minute later on two that share none: what one has written then takes
+longer to the other. That time is measured before and after each timing, and timings with processors near and far are
+shown apart. It is measured between two threads, wherever the system lets them run: it says nothing of a third one, nor
+of two among many processors.
 """
 
 import statistics
@@ -19,18 +21,18 @@ import click
 import numba
 import numpy as np
 
-from bitseg.kernels.counters import add, read
+from bitseg.kernels.counters import add, look_again, read
 
 if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).parent.parent))
-from tools.compare_engines import ENGINES, BitsegEngine, example_image, network_options, open_network, time_awake
+from tools.compare_engines import ENGINES, BitsegEngine, example_image, network_options, open_network, time_engines
 
 NEAR = 100
 """Nanoseconds in which a processor hands a cache line to another one that shares a cache with it: some 40 to 70. With
 others it takes 150 and more."""
 
-HANDOVERS = 300
-"""How often a line goes to and fro in one measurement of which the median of `MEASUREMENTS` counts."""
+HANDOVERS = 10_000
+"""How often a line goes to and fro in one measurement, to which the start of a thread adds little then."""
 
 MEASUREMENTS = 5
 
@@ -38,13 +40,14 @@ MEASUREMENTS = 5
 @numba.njit(nogil=True)
 def _hand_over(counter, turn, times):
     for number in range(times):
+        looks = 0
         while read(counter, 0, 0) != 2 * number + turn:
-            pass
+            looks = look_again(looks)
         add(counter, 0, 0, 1)
 
 
 def handover_nanoseconds():
-    """How long a cache line takes from one of two threads to the other."""
+    """How long a cache line takes from one of two threads to the other: the median of `MEASUREMENTS`."""
 
     def measured():
         counter = np.zeros((1, 1), np.int64)
@@ -58,35 +61,37 @@ def handover_nanoseconds():
     return statistics.median(measured() for _ in range(MEASUREMENTS))
 
 
-def time_rounds(engines, image, rounds):
-    """Each round times every engine once, in turn.
+def near_and_far(times, handovers):
+    """Timings with near processors before and after, and those with far ones; the others are in neither.
+
+    Parameters
+    ----------
+    times : dict of lists
+        See `time_engines`.
+    handovers : list of float
+        Nanoseconds, before each timing and after the last one, in the order of rounds.
 
     Returns
     -------
-    list of (key of engines, milliseconds)
-    list of float
-        How many nanoseconds a handover took, before each timing and after the last one.
+    dict of lists, dict of lists
     """
-    for engine in engines.values():
-        engine(image)
-    handover_nanoseconds()
-    timed, handovers = [], []
-    for _ in range(rounds):
-        for key, engine in engines.items():
-            timed.append((key, time_awake(engine, image, asleep=lambda: handovers.append(handover_nanoseconds()))))
-    time_awake(engine, image, asleep=lambda: handovers.append(handover_nanoseconds()))
-    return timed, handovers
+    near, far = {key: [] for key in times}, {key: [] for key in times}
+    around = list(pairwise(handovers))
+    for place, (key, timings) in enumerate(times.items()):
+        for milliseconds, nanoseconds in zip(timings, around[place :: len(times)], strict=True):
+            if max(nanoseconds) < NEAR:
+                near[key].append(milliseconds)
+            elif min(nanoseconds) >= NEAR:
+                far[key].append(milliseconds)
+    return near, far
 
 
-def show(title, timed, names, threads):
-    """A table of what each engine gains; none if one of them was not timed with either number of threads."""
-    times = {(name, number): [] for name in names for number in (1, threads)}
-    for key, milliseconds in timed:
-        times[key].append(milliseconds)
-    if not all(times.values()):
+def show(title, times, names, threads):
+    """A table of what each engine gains from more threads."""
+    counts = [len(timings) for timings in times.values()]
+    click.echo(f"\n{title}: {min(counts)} to {max(counts)} timings each")
+    if not all(counts):
         return
-    rounds = min(map(len, times.values()))
-    click.echo(f"\n{title}: {rounds} round{'s' if rounds > 1 else ''} at least")
     click.echo(f"{'engine':18} {'1 thread':>10} {f'{threads} threads':>10} {'gain':>6} {'of least times':>15}")
     for name in names:
         one, more = times[name, 1], times[name, threads]
@@ -103,19 +108,27 @@ def main(preset, bits, model_name, size, threads, rounds):
     """Compare what bitseg, ONNX Runtime and OpenVINO in fp32 gain from more threads."""
     model, image = open_network(preset, bits, model_name), example_image(size)
     kinds = {name: kind for name, kind in ENGINES.items() if kind is BitsegEngine or name.endswith("fp32")}
+    handover_nanoseconds()  # compiles it
+    handovers = []
+
+    def asleep():
+        handovers.append(handover_nanoseconds())
+
     with tempfile.TemporaryDirectory() as folder:
         engines = {
             (name, number): kind(model, *image.shape[:2], number, folder)
             for name, kind in kinds.items()
             for number in (1, threads)
         }
-        timed, handovers = time_rounds(engines, image, rounds)
-    apart = list(zip(timed, pairwise(handovers)))
-    near = [timing for timing, around in apart if max(around) < NEAR]
-    far = [timing for timing, around in apart if min(around) >= NEAR]
-    show("all", timed, kinds, threads)
-    show(f"a cache line goes from thread to thread in less than {NEAR} ns, before and after", near, kinds, threads)
-    show(f"in {NEAR} ns and more", far, kinds, threads)
+        times = time_engines(engines, image, rounds, wakes=True, asleep=asleep)
+    near, far = near_and_far(times, handovers)
+    click.echo(
+        f"a cache line goes from one thread to another in {min(handovers):.0f} to {max(handovers):.0f} ns, "
+        f"median {statistics.median(handovers):.0f}"
+    )
+    show("all", times, kinds, threads)
+    show(f"less than {NEAR} ns before and after", near, kinds, threads)
+    show(f"{NEAR} ns and more before and after", far, kinds, threads)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from bitseg.segmenter import Segmenter
 from tools.convert import convert, current_commit
 from tools.train.config import config_from_dict, read_toml
 from tools.train.errors import DivergenceError, TrainingError
+from tools.train.folder import held_folder
 from tools.train.quantizers import FLOAT_BITS
 from tools.train.trainer import Trainer
 
@@ -54,7 +55,6 @@ class Row:
 
     def __init__(self, name, seed=None):
         self.name = name
-        self.seed = seed
         path = EXPERIMENTS / f"{name}.toml"
         values = read_toml(path)
         self.experiment = values.pop("experiment", {})
@@ -62,10 +62,12 @@ class Row:
             self.config = config_from_dict(values)
         except TrainingError as error:
             raise TrainingError(f"{path}: {error}") from None
-        own_seed = seed in (None, self.config.seed)
-        self.config = self.config if own_seed else replace(self.config, seed=seed)
-        self.run = name if own_seed else f"seed-{seed}/{name}"
-        self.result_path = RESULTS / (f"{name}.json" if own_seed else f"{name}.seed-{seed}.json")
+        # With its own seed a row is the configuration's, and so is what it starts from.
+        self.seed = None if seed == self.config.seed else seed
+        self.run, self.result_path = name, RESULTS / f"{name}.json"
+        if self.seed is not None:
+            self.config = replace(self.config, seed=seed)
+            self.run, self.result_path = f"seed-{seed}/{name}", RESULTS / f"{name}.seed-{seed}.json"
 
     @property
     def title(self):
@@ -73,9 +75,20 @@ class Row:
         return self.experiment.get("title", self.name.rpartition("/")[2])
 
     def results(self):
-        """What was measured with each seed, that of the configuration first: a list of dict."""
-        paths = [RESULTS / f"{self.name}.json", *sorted(RESULTS.glob(f"{self.name}.seed-*.json"))]
-        return [json.loads(path.read_text()) for path in paths if path.is_file()]
+        """What was measured with each seed, that of the configuration first: a list of dict.
+
+        Raises
+        ------
+        TrainingError
+            They are of different configurations.
+        """
+        others = {path: path.stem.rpartition("-")[2] for path in RESULTS.glob(f"{self.name}.seed-*.json")}
+        paths = [RESULTS / f"{self.name}.json", *sorted(others, key=lambda path: int(others[path]))]
+        results = [json.loads(path.read_text()) for path in paths if path.is_file()]
+        configs = [{**result["config"], "seed": None} for result in results]
+        if any(config != configs[0] for config in configs):
+            raise TrainingError(f"{self.name}: its seeds were trained with different configurations; run them again")
+        return results
 
     def checkpoint(self, runs):
         """Checkpoint of the row's last stage, in the folder of all runs."""
@@ -125,7 +138,8 @@ def train_row(row, data, runs, pretrained):
         sources["pretrained"] = pretrained
     click.echo(f"== {row.run}", err=True)
     command = f"python -m tools.experiments run {row.name}" + (f" --seed {row.seed}" if row.seed is not None else "")
-    Trainer(row.config, Path(data) / row.config.dataset, checkpoint.parent, command, **sources).run()
+    with held_folder(checkpoint.parent):
+        Trainer(row.config, Path(data) / row.config.dataset, checkpoint.parent, command, **sources).run()
     return checkpoint
 
 
@@ -201,7 +215,7 @@ def markdown(rows, by_class):
             accuracies = [result.get("pixel_accuracy") for result in of_seeds]
             figures = [_mean_percent(ious), ", ".join(map(_percent, ious)), _mean_percent(accuracies)]
             cost = _billions(row.config.architecture)
-            measured_by = of_seeds[0].get("measured_by", "diverged")
+            measured_by = ", ".join(sorted({result.get("measured_by", "diverged") for result in of_seeds}))
             lines.append([row.title, bits, *figures, *cost, str(iterations), measured_by])
     header, *body = ["| " + " | ".join(line) + " |" for line in lines]
     missing = [row.title for row, of_seeds in zip(rows, results) if not of_seeds]

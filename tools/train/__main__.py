@@ -33,17 +33,20 @@ def main(config, data, output, pretrained, start, teacher, workers):
 
     from . import distributed
     from .config import read_config, read_toml
+    from .folder import held_folder
     from .trainer import Trainer
 
     command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
     exit_when_terminated()
     try:
         distributed.join_processes()
-        trainer = Trainer(read_config(config, data), data, Path(output), command, pretrained, start, teacher, workers)
-        if distributed.rank() == 0:
-            with write_safely(Path(output, "config.toml"), TrainingError) as file:
-                tomli_w.dump(read_toml(config), file)
-        trainer.run()
+        values = read_config(config, data)
+        with held_folder(output):
+            trainer = Trainer(values, data, Path(output), command, pretrained, start, teacher, workers)
+            if distributed.rank() == 0:
+                with write_safely(Path(output, "config.toml"), TrainingError) as file:
+                    tomli_w.dump(read_toml(config), file)
+            trainer.run()
     except BitsegError as error:
         raise click.ClickException(str(error)) from None
     finally:

@@ -22,8 +22,10 @@ else:
 RUN_CHECKPOINT = "checkpoint"
 """Name of the checkpoint from which a run continues; a stage cannot have it."""
 
-MOST_SAMPLES = 65536
-"""Of a batch: even small crops, so many of them, fill a large memory."""
+LARGEST = 65536
+"""Batch, side of a crop or photo, and channels of a layer: more fill any memory."""
+
+LARGEST_ZOOM = 100
 
 _FREE_TO_CHANGE = {
     "name",
@@ -197,7 +199,7 @@ def read_toml(path, heirs=()):
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise TrainingError(f"{path}: cannot be read ({error.strerror}); give a configuration file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, or a number of 5,000 digits
         raise TrainingError(f"{path}: not valid TOML: {error}") from None
     base = values.pop("base", None)
     if base is None:
@@ -302,7 +304,7 @@ def _build(kind, values, where):
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     for name, value in values.items():
         if not all(map(_is_storable, value if isinstance(value, tuple) else (value,))):
-            raise TrainingError(f"{where}: '{name}' must be finite, and whole numbers at most 64 bits long")
+            raise TrainingError(f"{where}: '{name}' must be finite, and a whole number less than 2^63")
         kind_of_value = (int, float) if known[name].type is float else known[name].type
         if not isinstance(value, kind_of_value) or (isinstance(value, bool) and known[name].type is not bool):
             shown = "list" if known[name].type is tuple else known[name].type.__name__
@@ -333,13 +335,13 @@ def _demands(config):
     names = [stage.name for stage in config.stages]
     return [
         (config.seed >= 0, "seed must not be negative"),
-        (1 <= config.batch_size <= MOST_SAMPLES, f"batch_size must be 1 to {MOST_SAMPLES}"),
+        (1 <= config.batch_size <= LARGEST, f"batch_size must be 1 to {LARGEST}"),
         (config.quantizer in QUANTIZERS, f"quantizer must be one of {', '.join(QUANTIZERS)}"),
         (config.class_weights in ("none", "log"), "class_weights must be 'none' or 'log'"),
-        (crop > 0 and crop % SIZE_MULTIPLE == 0, f"augmentation: crop must be a multiple of {SIZE_MULTIPLE}"),
+        (_is_side(crop), f"augmentation: crop must be a multiple of {SIZE_MULTIPLE}, at most {LARGEST}"),
         (
-            len(zoom) == 2 and all(map(_is_number, zoom)) and 0 < zoom[0] <= zoom[1],
-            "augmentation: scale must be the smallest and the largest zoom",
+            len(zoom) == 2 and all(map(_is_number, zoom)) and 1 / LARGEST_ZOOM <= zoom[0] <= zoom[1] <= LARGEST_ZOOM,
+            f"augmentation: scale must be the smallest and the largest zoom, from 1/{LARGEST_ZOOM} to {LARGEST_ZOOM}",
         ),
         (0 <= config.augmentation.colour <= 1, "augmentation: colour must lie between 0 and 1"),
         (architecture.encoder in ENCODERS, f"architecture: encoder must be one of {', '.join(ENCODERS)}"),
@@ -351,7 +353,10 @@ def _demands(config):
             len(architecture.stage_channels) == len(architecture.branch_channels) == len(STRIDES),
             f"architecture: there must be {len(STRIDES)} stage_channels and branch_channels",
         ),
-        (all(type(count) is int and count > 0 for count in channels), "architecture: channels must be positive"),
+        (
+            all(type(count) is int and 0 < count <= LARGEST for count in channels),
+            f"architecture: channels must be 1 to {LARGEST}",
+        ),
         (0 <= architecture.stream_bits <= 8, "architecture: stream_bits must be 1 to 8, or 0 for activation_bits"),
         (
             0 <= architecture.stream_weight_bits <= 8,
@@ -363,8 +368,8 @@ def _demands(config):
         ),
         (preprocessing.scale > 0, "preprocessing: scale must be positive"),
         (
-            working_size > 0 and working_size % SIZE_MULTIPLE == 0,
-            f"preprocessing: working_size must be a multiple of {SIZE_MULTIPLE}",
+            _is_side(working_size),
+            f"preprocessing: working_size must be a multiple of {SIZE_MULTIPLE}, at most {LARGEST}",
         ),
         (len(set(names)) == len(names), "stages: two have the same name"),
     ]
@@ -403,10 +408,14 @@ def _stage_demands(stage):
 
 
 def _is_storable(value):
-    """Whether a value is no number, or one that TOML asks all programs to read, and finite."""
+    """Whether a value is no number, or finite, and, if whole, of 64 bits with its sign."""
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
+def _is_side(pixels):
+    return 0 < pixels <= LARGEST and pixels % SIZE_MULTIPLE == 0
 
 
 def _is_number(value):

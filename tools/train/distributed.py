@@ -66,6 +66,15 @@ def mean(value):
     return value.item() / processes()
 
 
+def of_the_first(value):
+    """What the first process has, in all of them."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
 def wait():
     """Wait until all processes are here."""
     if dist.is_initialized():

@@ -22,7 +22,6 @@ from .config import RUN_CHECKPOINT, check_continuation, config_from_dict
 from .data import Batches, batch_stream, class_weights, normalise
 from .distillation import Teacher, distillation_loss, recorded_streams
 from .errors import DivergenceError, TrainingError
-from .folder import hold_folder
 from .folding import folded
 from .initialize import load_pretrained_encoder, load_start, load_trained, require_same
 from .network import BitFCN
@@ -46,7 +45,7 @@ class Trainer:
     data : path
         Folder of the data set.
     output : Path
-        Folder for checkpoints; a run found there is continued.
+        Folder for checkpoints, held by this process (`folder.held_folder`); a run found there is continued.
     command : str
         Command line that trains, to be kept with the result.
     pretrained : path or None
@@ -94,8 +93,6 @@ class Trainer:
         self.losses, self.best_loss, self.best_iteration = deque(maxlen=LOSS_WINDOW), math.inf, 0
         self.results = {}
         self.optimizer = None
-        if distributed.rank() == 0:
-            hold_folder(output)
         if self._checkpoint(RUN_CHECKPOINT).exists():
             self._resume()
         elif start is not None:
