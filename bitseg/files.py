@@ -1,5 +1,7 @@
 """Writing files whole or not at all."""
 
+import errno
+import io
 import os
 import secrets
 import shutil
@@ -38,6 +40,25 @@ def check_writable(path, error_class):
     for target in (path.parent, path) if exists else (path.parent,):
         if not os.access(target, os.W_OK):
             raise error_class(f"{path}: {target} is write-protected; choose another place or change its permissions")
+
+
+def write_all(file, data):
+    """Write bytes to a binary file, all of them: one without a buffer may take a part at a time.
+
+    Raises
+    ------
+    OSError
+        The operating system refuses, for example because the disk is full.
+    """
+    if not isinstance(file, io.RawIOBase):
+        file.write(data)
+        return
+    rest = memoryview(data)
+    while rest:
+        written = file.write(rest)
+        if written is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        rest = rest[written:]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
 from .errors import ImageError, unknown
-from .files import check_writable, write_safely
+from .files import check_writable, write_all, write_safely
 
 ImageSource: TypeAlias = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
 """What `read_image` takes."""
@@ -154,10 +154,12 @@ def check_output(target: str | os.PathLike | BinaryIO, kind: str):
     Raises
     ------
     ImageError
-        There is no such kind, the ending does not suit, or the folder or an existing file of this name does not let
-        itself be written.
+        There is no such kind, a file object is for text, the ending does not suit, or the folder or an existing file of
+        this name does not let itself be written.
     """
     endings = _formats(kind)
+    if isinstance(target, io.TextIOBase):
+        raise ImageError(f"{getattr(target, 'name', 'file object')}: opened as text; open it with mode 'wb'")
     if hasattr(target, "write"):
         return
     path = Path(target)
@@ -186,7 +188,12 @@ def save_result(result, target: str | os.PathLike | BinaryIO, kind: str):
     """
     formats = OUTPUT_FORMATS[kind]
     if hasattr(target, "write"):
-        target.write(_encode(result, next(iter(formats.values())), kind))
+        content = _encode(result, next(iter(formats.values())), kind)
+        try:
+            write_all(target, content)
+        except OSError as error:
+            name = getattr(target, "name", "file object")
+            raise ImageError(f"{name}: cannot be written ({error.strerror or error})") from error
         return
     content = _encode(result, formats[Path(target).suffix.lower()], target)
     with write_safely(target, ImageError) as file:
@@ -225,7 +232,8 @@ def _rgb(source: ImageSource) -> Image.Image:
     if isinstance(source, (str, os.PathLike)):
         return _rgb_from_file(source, source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _rgb_from_file(io.BytesIO(source), "picture data")
+        # Of a memoryview with gaps BytesIO makes nothing.
+        return _rgb_from_file(io.BytesIO(bytes(source)), "picture data")
     if hasattr(source, "read"):
         return _rgb_from_stream(source)
     raise ImageError(

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from .errors import BitsegError
 from .images import ImageSource, read_picture, resize, working_shape
@@ -163,7 +164,7 @@ class Segmenter:
         ----------
         images : iterable
             Whatever `predict` takes. It may be endless: at most twice `jobs` photos are read before they are asked
-            for.
+            for. An array or a Pillow image may change as soon as the next one is taken.
         size : int, "native" or None
             As for `predict`.
         jobs : int or None
@@ -184,7 +185,7 @@ class Segmenter:
         ImageError
             An image cannot be read, and `on_error` is None.
         BitsegError
-            The size or the number of jobs is not usable, or `images` is a single path.
+            The size or the number of jobs is not usable, or `images` is a single photo.
 
         Examples
         --------
@@ -195,7 +196,8 @@ class Segmenter:
         chelsea.jpg (300, 451)
         astronaut.jpg (512, 512)
         """
-        if isinstance(images, (str, bytes, os.PathLike)):
+        of_one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+        if isinstance(images, of_one) or (isinstance(images, np.ndarray) and _is_one_photo(images)):
             raise BitsegError("predict_many takes several photos: pass a list of them, or use predict for one")
         long_side = self._long_side(size)
         jobs = self.threads if jobs is None else _count("jobs", jobs)
@@ -203,14 +205,18 @@ class Segmenter:
         for network in self._networks(jobs):
             idle.put(network)
 
-        def predict(image):
+        def predict(taken):
+            _, content = taken
+            if isinstance(content, BitsegError):
+                raise content
             network = idle.get()
             try:
-                return self._predict(network, image, long_side, scores)
+                return self._predict(network, content, long_side, scores)
             finally:
                 idle.put(network)
 
-        return in_order(predict, images, jobs, on_error)
+        report = None if on_error is None else lambda taken, error: on_error(taken[0], error)
+        return in_order(predict, ((image, _content(image)) for image in images), jobs, report)
 
     def label_map(self, photo: np.ndarray, size: int | Literal["native"] | None = None) -> np.ndarray:
         """Class ids of a photo: uint8 RGB array (height, width, 3) in, uint8 array (height, width) out."""
@@ -221,7 +227,7 @@ class Segmenter:
         began = time.perf_counter()
         mask, scores = self._segment(network, photo, long_side, with_scores)
         seconds = time.perf_counter() - began
-        path = Path(image) if isinstance(image, (str, os.PathLike)) else None
+        path = Path(os.fsdecode(image)) if isinstance(image, (str, os.PathLike)) else None
         return Segmentation(photo, mask, self.class_names, self.palette, seconds, path, scores)
 
     def _segment(self, network, photo, long_side, with_scores=False):
@@ -317,6 +323,20 @@ def in_order(function, items, jobs, on_error=None):
         yield from results(0)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _is_one_photo(array):
+    return array.ndim < 3 or (array.ndim == 3 and array.shape[2] == 3)
+
+
+def _content(image):
+    """An image as it is now, or the error that it is: a frame buffer, or an animation, soon holds the next one."""
+    if not isinstance(image, (np.ndarray, Image.Image)):
+        return image
+    try:
+        return read_picture(image)
+    except BitsegError as error:
+        return error
 
 
 def _is_count(value):

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import bitseg
+from commands import bitseg, command
 
 from bitseg.segmenter import DEFAULT_MODEL
 
@@ -68,7 +69,15 @@ def test_bench_times_every_layer():
 
 
 @pytest.mark.parametrize(
-    "options", [("--preset", "resnet99"), ("--preset", "thin50", "--bits", "9-1"), ("--size", "50x50"), ("--size", "a")]
+    "options",
+    [
+        ("--preset", "resnet99"),
+        ("--preset", "thin50", "--bits", "9-1"),
+        ("--bits", "1-2"),
+        ("--preset", "thin50", "--model", "voc7-w1a2"),
+        ("--size", "50x50"),
+        ("--size", "a"),
+    ],
 )
 def test_bench_refuses_what_it_cannot_time(options):
     result = bitseg("bench", *options)
@@ -78,6 +87,14 @@ def test_bench_refuses_what_it_cannot_time(options):
 def test_a_photo_in_the_place_of_a_command_gets_a_hint(tmp_path):
     result = bitseg(CHELSEA)
     assert result.returncode == 2 and f"bitseg predict {CHELSEA}" in result.stderr
+    shutil.copy(CHELSEA, tmp_path / "-photo.jpg")
+    result = bitseg("--", "-photo.jpg", cwd=tmp_path)
+    assert result.returncode == 2 and "bitseg predict ./-photo.jpg" in result.stderr
+
+
+def test_info_needs_no_standard_output():
+    result = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command(), "info", "voc7-w2a2"], capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

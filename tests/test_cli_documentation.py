@@ -92,6 +92,7 @@ def test_shell_completion_can_be_installed(folder, shell, check):
         ("bitseg predict --as over", "plain,overlay"),
         ("bitseg predict -m voc7-w2", "plain,voc7-w2a2"),
         ("bitseg predict -m weights/", "file,weights/"),
+        ("bitseg info voc7-w2", "plain,voc7-w2a2"),
         ("bitseg predict pho", "file,pho"),
     ],
 )

@@ -272,6 +272,26 @@ def test_closed_standard_output():
     assert_one_clear_line(subprocess.run(words, capture_output=True, text=True), "standard output is closed")
 
 
+def test_without_standard_error_nothing_else_goes_to_standard_output(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}  # everything is compiled
+    words = ["sh", "-c", '"$@" 2>&-', "sh", *command(), "predict", str(CHELSEA), "-o", "-"]
+    content = subprocess.run(words, stdout=subprocess.PIPE, env=environment).stdout
+    assert content.startswith(b"\x89PNG") and content == bitseg("predict", CHELSEA, "-o", "-", text=False).stdout
+
+
+def test_a_part_of_standard_output_is_not_taken_for_all(tmp_path):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    words = ["sh", "-c", 'ulimit -f 8; "$@" > "$0"', tmp_path / "scores.npz", *command(), "predict", CHELSEA]
+    words = [*map(str, words), "--as", "scores", "-o", "-"]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert_one_clear_line(result, "standard output: cannot be written")
+
+
+def test_scores_have_all_classes():
+    result = bitseg("predict", CHELSEA, "--as", "scores", "--classes", "cat", "-o", "-")
+    assert result.returncode == 2 and "--classes is not for --as scores" in result.stderr
+
+
 def test_a_terminal_neither_gives_photos_nor_shows_masks():
     _, end = pytest.importorskip("pty").openpty()
     assert_one_clear_line(bitseg("predict", "-", stdin=end), "standard input is the terminal")

@@ -179,6 +179,7 @@ def test_endpoint_answers_a_photo_with_json(endpoint, examples, chelsea):
         ("PUT", "/mask", b"photo", {}, 501, "Unsupported method"),
         ("POST", "/mask", bytes(20_000_001), {}, 413, "too large: send at most 20 MB"),
         ("POST", "/mask", None, {"Content-Length": "-1"}, 411, "send the photo with a Content-Length"),
+        ("POST", "/mask", None, {"Content-Length": "9" * 5000}, 411, "send the photo with a Content-Length"),
         ("POST", "/mask", None, {"Transfer-Encoding": "chunked"}, 411, "send the photo with a Content-Length"),
     ],
 )
@@ -203,6 +204,40 @@ def test_endpoint_keeps_a_connection_after_an_error(endpoint, examples):
             response = connection.getresponse()
             response.read()
             assert response.status == status
+
+
+def test_endpoint_says_in_one_line_why_it_cannot_begin(endpoint):
+    for port, reason in (endpoint.rpartition(":")[2], "Address already in use"), ("99999", "Invalid value"):
+        status, _, stderr = finished("http_endpoint.py", "--port", port)
+        assert status in (1, 2) and "Traceback" not in stderr
+        assert stderr.splitlines()[-1].startswith("Error: ") and reason in stderr
+
+
+def test_watcher_says_in_one_line_what_is_wrong(tmp_path, examples):
+    for name in ("inbox", "outbox"):
+        (tmp_path / name).mkdir()
+    status, _, stderr = finished("folder_watcher.py", tmp_path / "inbox", tmp_path / "outbox", "--interval", "nan")
+    assert status == 2 and "--interval must be a number" in stderr
+    with started("folder_watcher.py", tmp_path / "inbox", tmp_path / "outbox", "--interval", "0.05") as watcher:
+        shutil.copy(examples / "chelsea.jpg", tmp_path / "inbox")
+        wait_for((tmp_path / "outbox" / "chelsea.jpg.mask.png").exists)
+        shutil.rmtree(tmp_path / "inbox")
+        _, stderr = watcher.communicate(timeout=60)
+    assert watcher.returncode == 1 and "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("Error: ") and "inbox" in stderr
+
+
+def test_privacy_filter_goes_on_after_a_photo_that_no_jpeg_can_hold(tmp_path, examples):
+    Image.new("RGB", (70_000, 2)).save(tmp_path / "wide.png")
+    status, stdout, stderr = finished("privacy_filter.py", tmp_path / "wide.png", examples / "chelsea.jpg", tmp_path)
+    assert status == 1 and f"Error: {tmp_path / 'wide.blurred.jpg'}: cannot be written" in stderr
+    assert stdout.split() == [str(tmp_path / "chelsea.blurred.jpg")]
+    assert not (tmp_path / "wide.blurred.jpg").exists()
+
+
+def test_privacy_filter_wants_a_probability_that_is_a_number(tmp_path, examples):
+    status, _, stderr = finished("privacy_filter.py", examples / "chelsea.jpg", tmp_path, "--probability", "nan")
+    assert status == 2 and "--probability must be a number" in stderr and not list(tmp_path.iterdir())
 
 
 def test_privacy_filter_blurs_people_and_nothing_else(tmp_path, examples):

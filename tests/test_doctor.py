@@ -237,7 +237,7 @@ from bitseg.kernels import program
 from bitseg.segmenter import load
 
 def variants():
-    return sum(len(kernel._compiled.signatures) for kernel in program._kernels)
+    return sum(len(compiled.signatures) for compiled in program._dispatchers)
 
 warm_up("voc7-w2a2")
 before = variants()
@@ -267,7 +267,7 @@ def test_warmup_fails_where_nothing_can_be_kept(copy):
 
 def test_warmup_fails_where_a_kernel_was_not_kept(monkeypatch):
     load(DEFAULT_MODEL)
-    monkeypatch.setattr(program._kernels[0]._compiled._cache, "_enabled", False)
+    monkeypatch.setattr(program._dispatchers[0]._cache, "_enabled", False)
     with pytest.raises(BitsegError, match="NUMBA_CACHE_DIR"):
         doctor.warm_up(DEFAULT_MODEL)
 

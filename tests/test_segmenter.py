@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import pytest
 from models import random_model
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import bitseg
 from bitseg.errors import BitsegError, ImageError
@@ -213,7 +213,33 @@ def test_an_error_of_the_program_is_not_taken_for_one_of_a_photo(small, monkeypa
         list(small.predict_many(photos(3), on_error=lambda image, error: None))
 
 
-@pytest.mark.parametrize("images", ["photo.jpg", b"content"])
+def test_frames_count_as_they_were_when_they_were_taken(small):
+    buffer = np.zeros((40, 50, 3), np.uint8)
+
+    def frames():
+        for number in range(10):
+            buffer[:] = 20 * number
+            yield buffer
+
+    assert [segmentation.image[0, 0, 0] for segmentation in small.predict_many(frames())] == [*range(0, 200, 20)]
+    content = io.BytesIO()
+    Image.new("RGB", (50, 40), "black").save(
+        content, "GIF", save_all=True, append_images=[Image.new("RGB", (50, 40), (40 * n,) * 3) for n in range(1, 6)]
+    )
+    animation = ImageSequence.Iterator(Image.open(content))
+    assert [segmentation.image[0, 0, 0] for segmentation in small.predict_many(animation)] == [*range(0, 240, 40)]
+
+
+def test_an_array_that_is_no_photo_is_reported_as_it_was_given(small):
+    refused = np.zeros((4, 4))
+    reported = []
+    images = [*photos(1), refused, *photos(1)]
+    assert len(list(small.predict_many(images, on_error=lambda image, error: reported.append((image, error))))) == 2
+    ((image, error),) = reported
+    assert image is refused and isinstance(error, ImageError)
+
+
+@pytest.mark.parametrize("images", ["photo.jpg", b"content", photos(1)[0], Image.new("RGB", (9, 9))])
 def test_one_photo_instead_of_several_is_refused_with_the_mend(small, images):
     with pytest.raises(BitsegError, match="pass a list"):
         small.predict_many(images)

@@ -45,11 +45,13 @@ class _Commands(click.Group):
             sys.exit(1)
 
     def resolve_command(self, context, args):
+        name = args[0]  # click takes it away where it looks like an option
         try:
             return super().resolve_command(context, args)
         except click.UsageError:
-            if os.path.exists(args[0]):
-                raise click.UsageError(f"'{args[0]}' is no command; for a photo: bitseg predict {args[0]}") from None
+            if os.path.exists(name):
+                photo = f"./{name}" if name.startswith("-") else name
+                raise click.UsageError(f"'{name}' is no command; for a photo: bitseg predict {photo}") from None
             raise
 
     def invoke(self, context):

@@ -1,6 +1,7 @@
 """``bitseg bench``."""
 
 import click
+from click.core import ParameterSource
 
 from ..errors import BitsegError
 from .common import ImageSize, json_option, kernel_option, model_option, print_table, threads_option
@@ -9,7 +10,7 @@ from .common import ImageSize, json_option, kernel_option, model_option, print_t
 @click.command()
 @model_option
 @click.option("--preset", help="A network with random weights instead of a model: bfcn50 (the paper's) or thin50.")
-@click.option("--bits", default="2-2", help="Bits of a preset's weights and activations.")
+@click.option("--bits", show_default="2-2", help="Bits of a preset's weights and activations.")
 @click.option("--size", type=ImageSize(), default="512x384", metavar="WIDTHxHEIGHT", help="Size of the image.")
 @threads_option
 @kernel_option
@@ -19,11 +20,15 @@ def bench(model, preset, bits, size, threads, kernel, rounds, as_json):
     """Time each layer of a network on this computer."""
     import json
 
+    if bits and not preset:
+        raise click.UsageError("--bits is for --preset; a model has bits of its own")
+    if preset and click.get_current_context().get_parameter_source("model") is not ParameterSource.DEFAULT:
+        raise click.UsageError("give --preset or --model, not both")
     from ..bench import time_operations
     from ..model_file import find_model, read_model
     from ..presets import preset_model
 
-    network = preset_model(preset, bits) if preset else read_model(find_model(model))
+    network = preset_model(preset, bits or "2-2") if preset else read_model(find_model(model))
     try:
         operations, total = time_operations(network, size[1], size[0], threads, kernel, rounds)
     except ValueError as error:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import click
 
 from ..errors import BitsegError
+from ..files import write_all
 
 TERMINATED = 143
 """Exit status that shells know as the request to end that ``kill`` sends: 128 and the number of the signal."""
@@ -97,7 +98,7 @@ class ClassNames(click.ParamType):
         return names
 
 
-def _complete_model(context, param, incomplete):
+def complete_model(context, param, incomplete):
     from click.shell_completion import CompletionItem
 
     from ..model_file import installed_models
@@ -111,7 +112,7 @@ model_option = click.option(
     "--model",
     default="voc7-w2a2",
     help="Name of an installed model, or path of an .h5 file.",
-    shell_complete=_complete_model,
+    shell_complete=complete_model,
 )
 
 
@@ -251,7 +252,7 @@ def write_standard_output(data):
         The reader is gone, or the operating system refuses, for example because the disk is full.
     """
     try:
-        sys.stdout.buffer.write(data)
+        write_all(sys.stdout.buffer, data)
         sys.stdout.buffer.flush()
     except OSError as error:
         abandon_standard_output()

@@ -1,5 +1,6 @@
 """``bitseg eval``."""
 
+import io
 import sys
 
 import click
@@ -61,7 +62,9 @@ def evaluate(model, dataset, root, split, size, threads, kernel, report, as_json
         click.echo(f"counted as background, since the model does not know it: {', '.join(unknown)}", err=True)
 
     gallery = Gallery(classes)
-    with click.progressbar(length=len(data), label=f"{model} on {data.name}", show_pos=True, file=sys.stderr) as bar:
+    # Without a stderr the bar would take stdout, where the result goes.
+    shown_on = sys.stderr or io.StringIO()
+    with click.progressbar(length=len(data), label=f"{model} on {data.name}", show_pos=True, file=shown_on) as bar:
 
         def on_photo(evaluated):
             if report is not None:

@@ -5,7 +5,7 @@ import sys
 import click
 
 from ..errors import BitsegError
-from .common import ImageSize, json_option, print_table
+from .common import ImageSize, complete_model, json_option, print_table
 
 
 @click.command()
@@ -48,7 +48,7 @@ def _print_models(found):
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option(
     "--size",
     type=ImageSize(),
@@ -114,7 +114,7 @@ def _classes(about):
                 found["name"],
                 "#{:02x}{:02x}{:02x}".format(*color),
                 f"{score:.3f}" if isinstance(score, int | float) and 0 <= score <= 1 else "-",
-                click.style("    ", bg=color) if sys.stdout.isatty() else "",
+                click.style("    ", bg=color) if sys.stdout is not None and sys.stdout.isatty() else "",
             )
         )
     return rows

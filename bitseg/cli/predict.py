@@ -101,6 +101,8 @@ def predict(
     kind = "overlay" if overlay else kind
     if opacity is not None and kind != "overlay":
         raise click.UsageError("--opacity is for --as overlay")
+    if classes and kind == "scores":
+        raise click.UsageError("--classes is not for --as scores, which has those of every class")
     from .photos import find_photos, plan
 
     failures: list[BitsegError] = []

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import sys
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -49,7 +50,10 @@ def _announce(place):
     global _announced
     if not _announced:
         _announced = True
-        print(f"bitseg: compiling for this CPU {place}; this takes some seconds", file=sys.stderr)
+        # Without a stderr `print` would take stdout, where the result goes.
+        if sys.stderr is not None:
+            with suppress(OSError):
+                print(f"bitseg: compiling for this CPU {place}; this takes some seconds", file=sys.stderr)
 
 
 class _MachineCode(CompileResultCacheImpl):

@@ -25,8 +25,7 @@ from .jit import OPTIONS, change_values, part, routine, without_owner
 
 def kernel(function):
     """Make a function a `Kernel`."""
-    _kernels.append(Kernel(function))
-    return _kernels[-1]
+    return Kernel(function)
 
 
 class Kernel:
@@ -40,6 +39,7 @@ class Kernel:
     def __init__(self, function):
         self.name, self._entry_points = function.__name__, {}
         self._compiled = _with_cache(numba.njit(_entry_point(function), **OPTIONS), function)
+        _dispatchers.append(self._compiled)
 
     def __call__(self, *arguments):
         """Run it once."""
@@ -70,16 +70,6 @@ class Kernel:
     def has_entry_point(self, kind):
         """Whether this process has the one for arguments of this `_kind`."""
         return kind in self._entry_points
-
-    @property
-    def compilations(self):
-        """How many times it was compiled in this process, because it was not in the cache."""
-        return sum(self._compiled.stats.cache_misses.values())
-
-    @property
-    def cache_folder(self):
-        """Folder where compiled code is kept, or None."""
-        return folder_of(self._compiled._cache)
 
 
 @typeof_impl.register(Kernel)
@@ -123,6 +113,9 @@ class Program:
 
     def __init__(self, calls, pieces=(), kept=None, counters=None):
         bound = [bind(arguments) for bind, (_, arguments) in zip(entry_points(calls), calls)]
+        # Not as helpers and signals first need them: a process that ends while a thread compiles would crash.
+        for function in _MORE:
+            _native(function)
         self._kept = [arguments for arguments, _, _ in bound], *((kept,) if pieces else (calls, counters))
         self._steps = np.array([addresses for _, *addresses in bound], np.int64)
         self.record = np.zeros((_PIECES + _MOST_PIECES, _COLUMNS), np.int64)
@@ -401,6 +394,7 @@ _MORE = {
 def _native(function):
     """One of these, compiled and kept as kernels are."""
     compiled = _with_cache(numba.njit(function, nogil=True, **OPTIONS), function)
+    _dispatchers.append(compiled)
     return compiled.compile((_NUMBERS, *_MORE[function]))
 
 
@@ -641,20 +635,22 @@ def _with_cache(compiled, function):
 
 
 def compilations():
-    """How many kernels this process and its helpers have compiled so far because they were not in the cache."""
-    return _compiled_by_helpers + sum(kernel.compilations for kernel in _kernels)
+    """How many functions this process and its helpers have compiled so far because they were not in the cache."""
+    return _compiled_by_helpers + sum(sum(compiled.stats.cache_misses.values()) for compiled in _dispatchers)
 
 
 def cache_folder():
     """Folder where compiled kernels are kept; None where none can be written, or one was not kept for lack of space."""
-    folders = [kernel.cache_folder for kernel in _kernels]
+    folders = [folder_of(compiled._cache) for compiled in _dispatchers]
     return folders[0] if all(folders) else None
 
 
 _C_CONTIGUOUS, _F_CONTIGUOUS, _WRITEABLE = 0x1, 0x2, 0x400
 """NumPy's bits of ``flags.num``."""
 
-_kernels: list = []
+_dispatchers: list = []
+"""Numba's, of kernels and of other functions that Python calls."""
+
 _in_two_processes = False
 _before_first = None
 _compiled_by_helpers = 0

@@ -63,11 +63,13 @@ def watch(segmenter, inbox, outbox, kind, interval):
 @click.option("--interval", default=1.0, help="Seconds between two looks.")
 def main(inbox, outbox, kind, model, interval):
     """Write a view of each photo in INBOX to OUTBOX."""
+    if not 0 <= interval <= 86400:
+        raise click.UsageError("--interval must be a number from 0 to 86400")
     if inbox.samefile(outbox):
         raise click.UsageError("give two folders: results in INBOX would be taken for photos")
     try:
         watch(bitseg.load(model), inbox, outbox, kind, interval)
-    except bitseg.BitsegError as error:
+    except (bitseg.BitsegError, OSError) as error:  # OSError: INBOX is no longer there
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         click.echo("stopped")

@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def body(self):
         length = self.headers["Content-Length"] or ""
-        if not length.isdecimal():
+        if not length.isdecimal() or len(length) > 18:
             # Where the body ends, and the next request begins, is unknown.
             self.close_connection = True
             raise RequestError(411, "send the photo with a Content-Length")
@@ -101,15 +101,15 @@ class Server(ThreadingHTTPServer):
 
 @click.command(context_settings={"show_default": True})
 @click.option("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in.")
-@click.option("--port", default=8000, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0 takes a free one.")
 @click.option("--model", default="voc7-w2a2", help="Name of an installed model, or path of an .h5 file.")
 def main(host, port, model):
     """Segment photos that are sent over HTTP."""
     try:
-        segmenter = bitseg.load(model)
-    except bitseg.BitsegError as error:
+        server = Server((host, port), bitseg.load(model))
+    except (bitseg.BitsegError, OSError) as error:  # OSError: the port is taken, or the host is not known
         raise click.ClickException(str(error)) from error
-    with Server((host, port), segmenter) as server:
+    with server:
         click.echo(f"http://{host}:{server.server_port}")
         try:
             server.serve_forever()

@@ -56,6 +56,8 @@ def main(photos, folder, name, probability, model):
         failed.append(photo)
         click.echo(f"Error: {error}", err=True)
 
+    if not 0 <= probability <= 1:  # FloatRange lets through what is no number
+        raise click.UsageError("--probability must be a number from 0 to 1")
     try:
         segmenter = bitseg.load(model)
         if name not in segmenter.class_names:
@@ -65,7 +67,12 @@ def main(photos, folder, name, probability, model):
             if target.exists():
                 report(segmentation.path, f"{target}: exists already; choose another folder")
                 continue
-            blur(segmentation, name, probability).save(target, quality=90)
+            try:
+                blur(segmentation, name, probability).save(target, quality=90)
+            except OSError as error:
+                target.unlink(missing_ok=True)
+                report(segmentation.path, f"{target}: cannot be written ({error})")
+                continue
             click.echo(target)
     except (bitseg.BitsegError, OSError) as error:
         raise click.ClickException(str(error)) from error

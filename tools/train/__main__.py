@@ -40,9 +40,9 @@ def main(config, data, output, pretrained, start, teacher, workers):
     exit_when_terminated()
     try:
         distributed.join_processes()
-        values = read_config(config, data)
+        settings = read_config(config, data)
         with held_folder(output):
-            trainer = Trainer(values, data, Path(output), command, pretrained, start, teacher, workers)
+            trainer = Trainer(settings, data, Path(output), command, pretrained, start, teacher, workers)
             if distributed.rank() == 0:
                 with write_safely(Path(output, "config.toml"), TrainingError) as file:
                     tomli_w.dump(read_toml(config), file)
