@@ -143,8 +143,9 @@ class TestRun:
         assert run("tiny/low", "--seed", "9").output == run("tiny/low", "--seed", "3").output == "", "both are there"
 
     def test_tables_show_the_mean_over_the_seeds(self, tables):
-        def write(row, miou, cat, iterations=3):
-            result = {"bits": [2, 2], "classes": ["cat"], "config": {"iterations": iterations}, "miou": miou}
+        def write(row, miou, cat, **changes):
+            config = Row("tiny/float").config.as_dict() | changes
+            result = {"bits": [2, 2], "classes": ["cat"], "config": config, "miou": miou}
             if miou is not None:
                 result |= {"pixel_accuracy": 0.9 - miou, "iou": {"cat": cat}, "measured_by": "bitseg"}
             path = tables / "results" / "tiny" / f"{row}.json"
@@ -167,7 +168,9 @@ class TestRun:
             low = cells(show("tiny").stdout.splitlines()[3])
             assert low[2:5] == ["-", each, "-"] and low[-1] == "bitseg, diverged"
 
-        write("low.seed-2", 0.7, 0.75, iterations=4)
+        write("low.seed-2", 0.7, 0.75, seed=2)
+        assert show("tiny").exit_code == 0
+        write("low.seed-2", 0.7, 0.75, batch_size=6)
         result = show("tiny")
         assert result.exit_code == 1
         assert "tiny/low: its seeds were trained with different configurations; run them again" in result.stderr

@@ -85,7 +85,8 @@ class Row:
         others = {path: path.stem.rpartition("-")[2] for path in RESULTS.glob(f"{self.name}.seed-*.json")}
         paths = [RESULTS / f"{self.name}.json", *sorted(others, key=lambda path: int(others[path]))]
         results = [json.loads(path.read_text()) for path in paths if path.is_file()]
-        configs = [{**result["config"], "seed": None} for result in results]
+        # Results of before an option was there lack it.
+        configs = [replace(config_from_dict(result["config"]), seed=0) for result in results]
         if any(config != configs[0] for config in configs):
             raise TrainingError(f"{self.name}: its seeds were trained with different configurations; run them again")
         return results
