@@ -27,7 +27,18 @@ def exit_when_terminated():
     """
     on_main_thread = threading.current_thread() is threading.main_thread()
     if on_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number, frame):
+    """Raise `SystemExit`; while llvmlite is called back from C, where an exception would be lost, a moment later."""
+    while frame is not None:
+        if frame.f_code.co_name == "_raw_object_cache_notify":
+            signal.signal(signal.SIGALRM, _end)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        frame = frame.f_back
+    sys.exit(TERMINATED)
 
 
 class FileName(click.Path):
