@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_training  # noqa: F401 - skips without PyTorch
 
 from tools.train.errors import TrainingError
 from tools.train.folder import held_folder

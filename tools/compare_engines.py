@@ -33,7 +33,6 @@ from bitseg.presets import PRESETS, preset_model
 if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).parent.parent))
 from tools import avx2_only
-from tools.onnx_network import build_onnx
 
 PHOTO = Path(__file__).parent.parent / "examples" / "astronaut.jpg"
 
@@ -142,6 +141,8 @@ ENGINES = {
 
 
 def _onnx_file(model, height, width, folder):
+    from tools.onnx_network import build_onnx
+
     path = Path(folder) / "fp32.onnx"
     if not path.exists():
         path.write_bytes(build_onnx(model, height, width).SerializeToString())
