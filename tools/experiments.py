@@ -82,8 +82,8 @@ class Row:
         TrainingError
             They are of different configurations.
         """
-        others = {path: path.stem.rpartition("-")[2] for path in RESULTS.glob(f"{self.name}.seed-*.json")}
-        paths = [RESULTS / f"{self.name}.json", *sorted(others, key=lambda path: int(others[path]))]
+        others = sorted(RESULTS.glob(f"{self.name}.seed-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+        paths = [RESULTS / f"{self.name}.json", *others]
         results = [json.loads(path.read_text()) for path in paths if path.is_file()]
         # Results of before an option was there lack it.
         configs = [replace(config_from_dict(result["config"]), seed=0) for result in results]

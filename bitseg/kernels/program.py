@@ -39,7 +39,6 @@ class Kernel:
     def __init__(self, function):
         self.name, self._entry_points = function.__name__, {}
         self._compiled = _with_cache(numba.njit(_entry_point(function), **OPTIONS), function)
-        _dispatchers.append(self._compiled)
 
     def __call__(self, *arguments):
         """Run it once."""
@@ -394,7 +393,6 @@ _MORE = {
 def _native(function):
     """One of these, compiled and kept as kernels are."""
     compiled = _with_cache(numba.njit(function, nogil=True, **OPTIONS), function)
-    _dispatchers.append(compiled)
     return compiled.compile((_NUMBERS, *_MORE[function]))
 
 
@@ -631,6 +629,7 @@ def _start_helper():
 
 def _with_cache(compiled, function):
     compiled._cache = cache_for(function, _start_helper)
+    _dispatchers.append(compiled)
     return compiled
 
 
