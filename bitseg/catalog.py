@@ -113,7 +113,7 @@ def describe_model(name, size=None):
     architecture, working_size = model.architecture, model.preprocessing.working_size
     width, height = size or (working_size, -(-working_size * 3 // 4 // SIZE_MULTIPLE) * SIZE_MULTIPLE)
     cost = network_cost(architecture, height, width)
-    licence = INSTALLED_LICENCE if path in installed_models() else None
+    is_installed = path.resolve() in (installed.resolve() for installed in installed_models())
     return {
         "name": model.name,
         "architecture": asdict(architecture),
@@ -138,7 +138,7 @@ def describe_model(name, size=None):
             "sha256": stored_checksum(path),
         },
         "training": model.training,
-        "licence": model.training.get("licence", licence),
+        "licence": model.training.get("licence", INSTALLED_LICENCE if is_installed else None),
     }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from .errors import DatasetError
-from .images import read_image
+from .errors import DatasetError, unknown
+from .images import PHOTO_ENDINGS, read_image
 
 IGNORE = 255
 """Label of pixels that count neither in training nor in a score."""
@@ -100,8 +100,6 @@ _SPLITS = ("train.txt", "val.txt", "train", "val")
 
 _HELD_OUT = 5
 """Otherwise one photo in so many is not trained on."""
-
-_PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -258,7 +256,7 @@ def open_dataset(kind, root, split):
         The kind is unknown, or the folder or a file is missing or cannot be read.
     """
     if kind not in _READERS:
-        raise DatasetError(f"unknown data set '{kind}': choose one of {', '.join(KINDS)}")
+        raise DatasetError(unknown("data set", kind, KINDS))
     _check_folder(root)
     try:
         classes, samples, *labelling = _READERS[kind](Path(root), split)
@@ -404,7 +402,7 @@ def _photos(folder):
     """Pictures in a folder, by name; hidden files are none."""
     photos = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _PHOTO_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in PHOTO_ENDINGS and not path.name.startswith("."):
             if path.stem in photos:
                 raise DatasetError(f"{path}: would have the same mask as {photos[path.stem].name}; rename one of them")
             photos[path.stem] = path

@@ -200,6 +200,7 @@ def write_model(path, model):
     """
     with _explained(path, "nothing was written"):
         payload = _payload(model)
+        _require(len(payload) <= LARGEST_PAYLOAD, f"{len(payload)} bytes are too many")
         _parse(payload)
     with write_safely(path, ModelFileError) as file:
         file.write(_header(payload) + payload)
@@ -289,7 +290,7 @@ def _pack(codes, bits):
 def _parse(payload):
     with h5py.File(io.BytesIO(payload), "r") as file:
         architecture = _dataclass(Architecture, _text(file, "architecture"))
-        _check_architecture(architecture)
+        check_architecture(architecture)
         convolutions, outputs = architecture.convolutions(), architecture.stream_outputs()
         # Before any array is made: a small file must not ask for large ones.
         if sum(math.prod(_packed_shape(convolution)) for convolution in convolutions.values()) > len(payload):
@@ -301,10 +302,10 @@ def _parse(payload):
         _check_members(layers, convolutions)
         _check_members(streams, outputs)
         name, training = _text(file, "name"), _object(_text(file, "training"), "training")
-        _require(_is_label(name), "the name must be 1 to 100 printable characters")
+        check_name(name)
         _check_training(training)
         preprocessing = _dataclass(Preprocessing, _text(file, "preprocessing"))
-        _check_preprocessing(preprocessing)
+        check_preprocessing(preprocessing)
         return Model(
             name,
             architecture,
@@ -384,7 +385,13 @@ def _is_number(value, low, high):
     return type(value) in (int, float) and low <= value <= high
 
 
-def _check_architecture(architecture):
+def check_name(name):
+    """Refuse the name of a model that no file may have, with a ValueError."""
+    _require(_is_label(name), "the name must be 1 to 100 printable characters")
+
+
+def check_architecture(architecture):
+    """Refuse an `Architecture` that no file may have, with a ValueError: its types, bounds, and 32-bit sums."""
     classes = architecture.classes
     _require(architecture.encoder in list(ENCODERS), f"the encoder must be one of {', '.join(ENCODERS)}")
     _require(
@@ -411,7 +418,8 @@ def _check_architecture(architecture):
         convolution.check_sums()
 
 
-def _check_preprocessing(preprocessing):
+def check_preprocessing(preprocessing):
+    """Refuse a `Preprocessing` that no file may have, with a ValueError."""
     size = preprocessing.working_size
     _require(_are_whole(preprocessing.mean, 3, 0, 255), "the mean colour must be 3 whole numbers from 0 to 255")
     _require(_is_number(preprocessing.scale, 1e-6, 1e6), "the scale must be a number from 1e-6 to 1e6")

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from .architecture import Architecture, Preprocessing
-from .errors import BitsegError
+from .errors import BitsegError, unknown
 from .model_file import LayerWeights, Model, StreamScales
 from .palette import palette_for
 
@@ -43,7 +43,7 @@ def preset_model(name, bits, stream_bits=8, stream_weight_bits=0, seed=0):
         There is no such preset, or the bits are not W-A with 1 to 8 each.
     """
     if name not in PRESETS:
-        raise BitsegError(f"unknown preset '{name}': choose one of {', '.join(sorted(PRESETS))}")
+        raise BitsegError(unknown("preset", name, sorted(PRESETS)))
     match = re.fullmatch("([1-8])-([1-8])", bits)
     if not match:
         raise BitsegError(f"bits '{bits}': give those of weights and activations, 1 to 8 each, for example 1-2")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -83,12 +84,12 @@ class Segmentation:
     palette : ndarray of uint8, shape (classes, 3)
         Colour of every class: red, green, blue.
     seconds : float
-        How long the network took.
+        How long it took from the photo, read, to the mask at its size.
     path : pathlib.Path or None
         Where the photo came from; None if it was not given by path.
-    scores : ndarray of float32, shape (classes, ceil(height / 4), ceil(width / 4)), or None
-        What the network gives each class, at a quarter of the size at which it saw the photo. The mask is where they,
-        brought to the photo's size, are largest. None unless asked for.
+    scores : ndarray of float32, shape (classes, rows, columns), or None
+        What the network gives each class, at a quarter, rounded up, of the size at which it saw the photo. The mask is
+        where they, brought to the photo's size, are largest. None unless asked for.
 
     Examples
     --------
@@ -328,7 +329,7 @@ class Segmentation:
             There is no such kind, the name has another ending than this kind can have, or the file cannot be written.
             Nothing partial is left behind.
         BitsegError
-            `predict` was not asked for scores.
+            `predict` was not asked for scores, or the kind has no such option.
 
         Examples
         --------
@@ -346,6 +347,9 @@ class Segmentation:
             "scores": self._named_scores,
         }
         check_output(target, kind)
+        for name in options:
+            if name not in signature(make[kind]).parameters:
+                raise BitsegError(f"kind '{kind}' has no option '{name}'; an overlay has opacity and legend")
         save_result(make[kind](**options), target, kind)
 
     def __repr__(self):

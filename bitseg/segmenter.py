@@ -7,9 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +17,7 @@ from .errors import BitsegError
 from .images import ImageSource, read_picture, resize, working_shape
 from .model_file import Model, find_model, read_model
 from .network.graph import SIZE_MULTIPLE, Network
-from .network.operations import Operations
+from .network.operations import Operations, available_threads
 from .palette import palette_for
 from .segmentation import Segmentation
 
@@ -31,6 +29,7 @@ def load(
     threads: int | None = None,
     kernel: Literal["auto", "popcount", "lookup", "dot", "tile"] = "auto",
     palette: Literal["safe", "voc", "cityscapes", "model"] | None = None,
+    jobs: int = 1,
 ) -> "Segmenter":
     """Load a model.
 
@@ -45,6 +44,9 @@ def load(
     palette : {"safe", "voc", "cityscapes", "model"} or None
         Class colours: a key of `bitseg.palette.PALETTES`, or ``model`` for those in the model's file. None: safe,
         which colour-blind people can tell apart.
+    jobs : int
+        Photos that callers, in threads of their own, segment at a time, each on its part of the threads. One that is
+        alone has no more than its part.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def load(
     ModelFileError
         There is no such model, or its file is damaged.
     BitsegError
-        The thread count, the kernel or the palette cannot be used.
+        The thread count, the kernel, the palette or the number of jobs cannot be used.
 
     Examples
     --------
@@ -64,7 +66,7 @@ def load(
     >>> segmenter.class_names
     ('background', 'cat', 'cow', 'dog', 'horse', 'person', 'sheep')
     """
-    return Segmenter(read_model(find_model(model)), threads, kernel, palette)
+    return Segmenter(read_model(find_model(model)), threads, kernel, palette, jobs)
 
 
 class Segmenter:
@@ -78,6 +80,7 @@ class Segmenter:
     threads : int or None
     kernel : {"auto", "popcount", "lookup", "dot", "tile"}
     palette : {"safe", "voc", "cityscapes", "model"} or None
+    jobs : int
         As for `load`.
 
     Attributes
@@ -88,25 +91,36 @@ class Segmenter:
     palette : ndarray of uint8, shape (classes, 3)
         Colour of every class: red, green, blue.
     threads : int
-        Threads that a prediction uses.
+        Threads that all jobs use together.
+    jobs : int
 
     Raises
     ------
     BitsegError
-        The thread count, the kernel or the palette cannot be used.
+        The thread count, the kernel, the palette or the number of jobs cannot be used.
     """
 
-    def __init__(self, model: Model, threads: int | None = None, kernel: str = "auto", palette: str | None = None):
-        self._settings = threads, kernel, palette
+    def __init__(
+        self,
+        model: Model,
+        threads: int | None = None,
+        kernel: str = "auto",
+        palette: str | None = None,
+        jobs: int = 1,
+    ):
+        self._settings = threads, kernel, palette, jobs
         self.model = model
         self.class_names: tuple[str, ...] = model.architecture.classes
         self.palette = model.palette if palette == "model" else palette_for(self.class_names, palette or "safe")
+        self.threads = available_threads() if threads is None else _count("threads", threads)
+        self.jobs = _count("jobs", jobs)
         try:
-            operations = Operations(None if threads is None else _count("threads", threads), kernel)
+            operations = Operations(self.threads, kernel, self.jobs)
         except ValueError as error:
             raise BitsegError(str(error)) from None
-        self.threads = operations.threads
         self.network = Network(model, operations)
+        # By the number of jobs.
+        self._networks = {self.jobs: self.network}
         # Kernels are compiled, or read from their cache, here and not while somebody waits for a mask.
         self.label_map(np.zeros((SIZE_MULTIPLE, SIZE_MULTIPLE, 3), np.uint8))
 
@@ -196,30 +210,26 @@ class Segmenter:
         chelsea.jpg (300, 451)
         astronaut.jpg (512, 512)
         """
-        of_one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
-        if isinstance(images, of_one) or (isinstance(images, np.ndarray) and _is_one_photo(images)):
+        if _is_one_photo(images):
             raise BitsegError("predict_many takes several photos: pass a list of them, or use predict for one")
         long_side = self._long_side(size)
         jobs = self.threads if jobs is None else _count("jobs", jobs)
-        idle: SimpleQueue[Network] = SimpleQueue()
-        for network in self._networks(jobs):
-            idle.put(network)
+        network = self._network_for(jobs)
 
         def predict(taken):
             _, content = taken
             if isinstance(content, BitsegError):
                 raise content
-            network = idle.get()
-            try:
-                return self._predict(network, content, long_side, scores)
-            finally:
-                idle.put(network)
+            return self._predict(network, content, long_side, scores)
 
         report = None if on_error is None else lambda taken, error: on_error(taken[0], error)
         return in_order(predict, ((image, _content(image)) for image in images), jobs, report)
 
     def label_map(self, photo: np.ndarray, size: int | Literal["native"] | None = None) -> np.ndarray:
-        """Class ids of a photo: uint8 RGB array (height, width, 3) in, uint8 array (height, width) out."""
+        """Class ids of a photo: uint8 RGB array (height, width, 3) in, uint8 array (height, width) out.
+
+        `size` and errors are those of `predict`.
+        """
         return self._segment(self.network, read_picture(photo), self._long_side(size))[0]
 
     def _predict(self, network, image, long_side, with_scores):
@@ -240,17 +250,13 @@ class Segmenter:
         mask = network.operations.label_map(scores, shape, inside)
         return mask, scores[:, : -(-inside[0] // 4), : -(-inside[1] // 4)]
 
-    def _networks(self, count):
-        """Networks that share the weights and, among them, the threads; those of one thread are the same."""
-        of_one_thread = self._network_on(1)
-        bounds = [self.threads * part // count for part in range(count + 1)]
-        for first, last in pairwise(bounds):
-            yield self._network_on(last - first) if last - first > 1 else of_one_thread
-
-    def _network_on(self, threads):
-        network = copy.copy(self.network)
-        network.operations = Operations(threads, self.network.operations.kernel)
-        return network
+    def _network_for(self, jobs):
+        """The network for so many photos at a time; all have the same weights."""
+        if jobs not in self._networks:
+            network = copy.copy(self.network)
+            network.operations = Operations(self.threads, network.operations.kernel, jobs)
+            self._networks.setdefault(jobs, network)
+        return self._networks[jobs]
 
     def _long_side(self, size):
         if size is None:
@@ -325,8 +331,11 @@ def in_order(function, items, jobs, on_error=None):
         pool.shutdown(cancel_futures=True)
 
 
-def _is_one_photo(array):
-    return array.ndim < 3 or (array.ndim == 3 and array.shape[2] == 3)
+def _is_one_photo(images):
+    if isinstance(images, np.ndarray):
+        return images.ndim < 3 or (images.ndim == 3 and images.shape[2] == 3)
+    of_one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+    return isinstance(images, of_one) or hasattr(images, "read")
 
 
 def _content(image):

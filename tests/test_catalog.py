@@ -72,8 +72,10 @@ def test_the_default_size_is_one_that_the_network_takes(tmp_path):
     assert describe_model(path)["size"] == [480, 384]
 
 
-def test_licence_is_that_of_the_file_or_of_the_models_that_bitseg_ships(about, random_file, tmp_path):
+def test_licence_is_that_of_the_file_or_of_the_models_that_bitseg_ships(about, random_file, tmp_path, monkeypatch):
     assert about["licence"].startswith("MIT")
+    monkeypatch.chdir(installed_models()[0].parent)
+    assert describe_model(f"./{DEFAULT_MODEL}.h5")["licence"] == about["licence"]
     assert describe_model(random_file)["licence"] is None
     model = random_model()
     path = tmp_path / "licensed.h5"

@@ -68,6 +68,11 @@ def test_results_of_earlier_runs_are_not_taken_as_photos(result):
     assert found("a.png", result) == ["a.png"]
 
 
+def test_a_photo_whose_name_only_looks_like_that_of_a_result_is_one():
+    put("diver.jpg", "diver.mask.jpg", "diver.json.png")  # no kind of result ends so
+    assert found(".") == ["diver.jpg", "diver.json.png", "diver.mask.jpg"]
+
+
 def test_a_result_that_is_named_alone_is_a_photo():
     put("a.png", "a.mask.png")
     assert found("a.mask.png") == ["a.mask.png"]

@@ -345,15 +345,16 @@ def test_jobs_do_not_change_the_results(album, tmp_path, predict, jobs):
 def test_jobs_share_the_threads(album, predict, monkeypatch):
     loaded = []
 
-    def spy(model, threads, *others):
-        loaded.append(threads)
-        return load(model, threads, *others)
+    def spy(*arguments):
+        segmenter = load(*arguments)
+        loaded.append((segmenter.threads, segmenter.jobs))
+        return segmenter
 
     monkeypatch.setattr(segmenter_module, "load", spy)
     for options in (("--threads", 6, "--jobs", 2), ("--threads", 2, "--jobs", 4), ("--threads", 6)):
         predict(album, *options)
     # There are three photos, so three jobs.
-    assert loaded == [3, 1, 2]
+    assert loaded == [(6, 2), (2, 3), (6, 3)]
 
 
 def test_missing_and_unreadable_photos_do_not_stop_the_rest(album, predict):

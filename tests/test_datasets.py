@@ -10,6 +10,7 @@ from PIL import Image
 
 from bitseg.datasets import CLASSES, IGNORE, KINDS, open_dataset, read_class_names
 from bitseg.errors import DatasetError, ImageError
+from bitseg.images import PHOTO_ENDINGS
 
 PHOTO = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -216,6 +217,14 @@ def test_the_lists_of_a_folder_name_photos_with_or_without_ending(own_folder):
 def test_the_split_all_of_a_folder_needs_no_list(own_folder):
     dataset = open_dataset("folder", own_folder, "all")
     assert [photo.name for photo, _ in dataset.samples] == ["a.jpg", "b.PNG", "c d.jpeg"]
+
+
+def test_photos_of_a_folder_are_those_that_predict_would_take(own_folder):
+    for ending in PHOTO_ENDINGS:
+        path = own_folder / "images" / f"photo of {ending[1:]}{ending}"
+        path.write_bytes(b"")
+        save(own_folder / "masks" / f"{path.stem}.png", [[0]])
+    assert len(open_dataset("folder", own_folder, "all").samples) == 3 + len(PHOTO_ENDINGS)
 
 
 def test_a_folder_that_its_user_has_not_split_keeps_every_fifth_photo_for_val(own_folder):

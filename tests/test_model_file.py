@@ -181,6 +181,13 @@ def test_what_could_not_be_read_is_not_written(path, changes):
     assert path.read_text() == "old" and os.listdir(path.parent) == ["model.h5"]
 
 
+def test_what_would_be_too_large_to_read_is_not_written(path, monkeypatch):
+    monkeypatch.setattr(model_file, "LARGEST_PAYLOAD", 10_000)
+    with pytest.raises(ModelFileError, match="are too many"):
+        write_model(path, random_model())
+    assert not path.exists()
+
+
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(ModelFileError, match="create it first"):
         write_model(tmp_path / "missing" / "model.h5", random_model())
@@ -521,8 +528,8 @@ def test_examples_of_the_document_are_right():
 
 def test_json_examples_of_the_document_are_valid(path, content):
     examples = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", DOCUMENT, re.DOTALL)]
-    model_file._check_architecture(model_file._dataclass(model_file.Architecture, json.dumps(examples[0])))
-    model_file._check_preprocessing(model_file._dataclass(model_file.Preprocessing, json.dumps(examples[1])))
+    model_file.check_architecture(model_file._dataclass(model_file.Architecture, json.dumps(examples[0])))
+    model_file.check_preprocessing(model_file._dataclass(model_file.Preprocessing, json.dumps(examples[1])))
     model_file._check_training(examples[2])
 
 

@@ -1,5 +1,6 @@
 """The whole network: Numba against plain NumPy, for any thread count, on random models and real photos."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -157,6 +158,32 @@ def test_one_network_may_be_used_by_several_threads_at_once():
             assert np.array_equal(scores, alone)
 
 
+def test_threads_are_shared_out_among_jobs():
+    def threads(all_threads, jobs):
+        """Of one call, and all that may be at work at a time with so many calls."""
+        operations = Operations(all_threads, jobs=jobs)
+        return operations.threads, jobs + operations._most_helpers
+
+    assert [threads(8, jobs) for jobs in (1, 2, 8)] == [(8, 8), (4, 8), (1, 8)]
+    assert threads(3, 2) == (2, 3) and threads(5, 3) == (2, 5) and threads(2, 5) == (1, 5)
+    network, image = Network(random_model(), Operations(5, jobs=3)), random_image(64, 96, 0)
+    expected = Network(random_model(), Operations(1)).scores(image)
+    with ThreadPoolExecutor(3) as pool:
+        assert all(np.array_equal(scores, expected) for scores in pool.map(network.scores, [image] * 30))
+
+
+def test_a_network_that_is_no_longer_used_goes_at_once():
+    gc.disable()
+    try:
+        network = Network(random_model(), Operations(2))
+        network.label_map(random_image(64, 96, 0), (64, 96), (64, 96))
+        alive = weakref.ref(network), weakref.ref(network.operations)
+        del network
+        assert [reference() for reference in alive] == [None, None]
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_weights_lie_in_one_piece_of_memory_each_from_a_cache_line_on(kernel):
     layers = Network(random_model(), Operations(1, kernel)).layers
@@ -244,7 +271,7 @@ def test_label_maps_are_part_of_the_plan_where_photos_of_one_size_follow_one_ano
         """Functions that were planned until a label map was made, the latest last."""
         image = random_image(64, 96, seed)
         assert np.array_equal(network.label_map(image, shape, inside), plain.label_map(image, shape, inside))
-        return [function.__name__ for function, *_ in operations._plans]
+        return [function().__name__ for function, *_ in operations._plans]
 
     assert planned((60, 90), (60, 90), 0) == ["compute_scores"]
     assert planned((61, 90), (60, 90), 1) == ["compute_scores"]

@@ -285,6 +285,13 @@ def test_saved_scores_come_with_the_class_names(tmp_path):
         assert tuple(saved["class_names"]) == CLASSES["voc7"]
 
 
+@pytest.mark.parametrize("kind", ["mask", "color", "scores"])
+def test_an_option_that_a_kind_does_not_have_is_refused(tmp_path, kind):
+    with pytest.raises(BitsegError, match=f"kind '{kind}' has no option 'opacity'; an overlay has"):
+        photo_with_a_cat(40, 80).save(tmp_path / f"result.{'npz' if kind == 'scores' else 'png'}", kind, opacity=0.5)
+    assert not list(tmp_path.iterdir())
+
+
 def test_scores_that_were_not_asked_for_are_not_saved(tmp_path):
     with pytest.raises(BitsegError, match=r"predict\(\.\.\., scores=True\)"):
         photo_with_a_cat(8, 8).save(tmp_path / "scores.npz", "scores")

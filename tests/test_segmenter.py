@@ -125,10 +125,26 @@ def test_size_and_scores_reach_every_photo(small):
         assert segmentation.scores.shape == (3, 8, 30)
 
 
-def test_threads_are_shared_out_among_jobs():
+def test_networks_of_many_photos_are_made_once():
     segmenter = Segmenter(random_model(), threads=5)
-    assert [network.operations.threads for network in segmenter._networks(2)] == [2, 3]
-    assert [network.operations.threads for network in segmenter._networks(8)] == [1] * 8
+    images = photos(4)
+    for _ in range(2):
+        assert len(list(segmenter.predict_many(images, jobs=2))) == 4
+    network = segmenter._network_for(2)
+    assert network is segmenter._network_for(2) and network.operations.threads == 3
+    assert segmenter._network_for(1) is segmenter.network and segmenter.network.operations.threads == 5
+    assert network.layers is segmenter.network.layers
+
+
+def test_callers_of_jobs_have_the_threads_among_them(small):
+    segmenter, images = Segmenter(small.model, threads=3, jobs=2), photos(6)
+    assert (segmenter.threads, segmenter.jobs, segmenter.network.operations.threads) == (3, 2, 2)
+    with ThreadPoolExecutor(2) as pool:
+        for segmentation, image in zip(pool.map(segmenter.predict, images), images, strict=True):
+            assert_same(segmentation, small.predict(image))
+    assert pickle.loads(pickle.dumps(segmenter)).jobs == 2
+    with pytest.raises(BitsegError, match="jobs must be a whole number, at least 1, not 0"):
+        Segmenter(small.model, jobs=0)
 
 
 def test_photos_are_in_work_at_the_same_time(small, monkeypatch):
@@ -239,7 +255,7 @@ def test_an_array_that_is_no_photo_is_reported_as_it_was_given(small):
     assert image is refused and isinstance(error, ImageError)
 
 
-@pytest.mark.parametrize("images", ["photo.jpg", b"content", photos(1)[0], Image.new("RGB", (9, 9))])
+@pytest.mark.parametrize("images", ["photo.jpg", b"content", io.BytesIO(), photos(1)[0], Image.new("RGB", (9, 9))])
 def test_one_photo_instead_of_several_is_refused_with_the_mend(small, images):
     with pytest.raises(BitsegError, match="pass a list"):
         small.predict_many(images)

@@ -37,6 +37,9 @@ class TestConfig:
             (None, "seed", 2**63, r"the configuration: 'seed' must be finite, and a whole number less than 2\^63"),
             (None, "batch_size", "8", "the configuration: 'batch_size' must be of type int, not '8'"),
             (None, "bfloat16", 1, "'bfloat16' must be of type bool, not 1"),
+            (None, "name", "n" * 101, "name: the name must be 1 to 100 printable characters"),
+            ("preprocessing", "scale", 1e-9, "preprocessing: the scale must be a number from 1e-6 to 1e6"),
+            (None, "stages", 5, r"at least one \[\[stages\]\] table"),
             (None, "stages", [], r"at least one \[\[stages\]\] table"),
             (None, "momentum", 0.9, "the configuration: unknown entry 'momentum'"),
             (None, "preprocessing", None, r"the table \[preprocessing\] is missing"),
@@ -46,15 +49,15 @@ class TestConfig:
             ("augmentation", "scale", (1, 10**400), "augmentation: 'scale' must be finite, and a whole number less"),
             ("augmentation", "scale", (1, 1e300), "the largest zoom, from 1/100 to 100"),
             ("augmentation", "crop", 3_200_000_000, "augmentation: crop must be a multiple of 32, at most 65536"),
-            ("architecture", "stem_channels", 10**9, "architecture: channels must be 1 to 65536"),
+            ("architecture", "stem_channels", 10**9, "architecture: channels .* must be whole numbers from 1 to 4096"),
             ("augmentation", "colour", math.nan, "augmentation: 'colour' must be finite"),
             ("augmentation", "color", 0.3, "augmentation: unknown entry 'color'; known are crop, scale, colour"),
-            ("architecture", "encoder", "vgg16", "architecture: encoder must be one of resnet18, resnet34, resnet50"),
-            ("architecture", "stage_channels", (8, 8, 16), "architecture: there must be 4 stage_channels"),
-            ("architecture", "stream_bits", 9, "architecture: stream_bits must be 1 to 8"),
-            ("architecture", "stream_weight_bits", 9, "architecture: stream_weight_bits must be 1 to 8"),
-            ("preprocessing", "mean", (0, 0, 300), "preprocessing: mean must be three whole numbers from 0 to 255"),
-            ("preprocessing", "working_size", 500, "preprocessing: working_size must be a multiple of 32"),
+            ("architecture", "encoder", "vgg16", "architecture: the encoder must be one of resnet18, resnet34, "),
+            ("architecture", "stage_channels", (8, 8, 16), "architecture: channels of the stem, four stages and"),
+            ("architecture", "stream_bits", 9, "architecture: bits must be whole numbers from 1 to 8"),
+            ("architecture", "stream_weight_bits", 9, "architecture: bits must be whole numbers from 1 to 8"),
+            ("preprocessing", "mean", (0, 0, 300), "preprocessing: the mean colour must be 3 whole numbers"),
+            ("preprocessing", "working_size", 500, "preprocessing: the working size must be a multiple of 32"),
             ("stage", "weight_bits", 16, "stage 'float': weight_bits and activation_bits must be 1 to 8, or 32"),
             ("stage", "scales", (32, 64), "stage 'float': scales must be some of 4, 8, 16, 32"),
             ("stage", "scales", (32.0, 16.0), "stage 'float': scales must be some of 4, 8, 16, 32"),
@@ -92,6 +95,12 @@ class TestConfig:
     def test_bottlenecks_need_channels_divisible_by_4(self, values):
         values["architecture"] |= {"encoder": "resnet50", "stage_channels": (8, 8, 16, 18)}
         with pytest.raises(TrainingError, match="architecture: stages of resnet50 need channels divisible by 4"):
+            config_from_dict(values)
+
+    def test_sums_that_no_engine_adds_up_are_refused_before_the_training(self, values):
+        values["architecture"]["stage_channels"] = (8, 8, 16, 4096)
+        assert config_from_dict({**values, "stages": [{**values["stages"][0], "weight_bits": 2, "activation_bits": 2}]})
+        with pytest.raises(TrainingError, match=r"architecture: sums up to \d+ do not fit in 31 bits"):
             config_from_dict(values)
 
     def test_two_stages_cannot_share_a_checkpoint(self, values):

@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from bitseg.cli.common import ImageSize
 from bitseg.errors import BitsegError
 from bitseg.images import read_image, resize
 from bitseg.model_file import find_model, read_model, write_model
@@ -225,15 +226,28 @@ def peak_memory_mb(name, width, height, threads, folder):
     command += ["--size", f"{width}x{height}", "--threads", str(threads), "--memory-of", name]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise BitsegError(f"the memory of {name} cannot be measured: {result.stderr.strip().splitlines()[-1]}")
+        reason = result.stderr.strip() or f"exit status {result.returncode}"
+        raise BitsegError(f"the memory of {name} cannot be measured: {reason.splitlines()[-1]}")
     return float(result.stdout.split()[-1])
+
+
+def _peaks(model, width, height, threads, folder):
+    """Peak memory of each engine, MB; none, and a line that says why, where it cannot be measured."""
+    try:
+        if not sys.platform.startswith("linux"):
+            raise BitsegError("memory is measured on Linux only")
+        write_model(Path(folder) / MODEL_FILE, model)
+        return {name: round(peak_memory_mb(name, width, height, threads, folder), 1) for name in ENGINES}
+    except BitsegError as error:
+        click.echo(error, err=True)
+        return {}
 
 
 def _resident_kb(field):
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1])
-    raise BitsegError(f"no {field} in /proc/self/status: memory is measured on Linux only")
+    raise BitsegError(f"no {field} in /proc/self/status")
 
 
 def _measure_memory(kind, model_file, height, width, threads, image):
@@ -268,20 +282,10 @@ def _cpu():
     return {"name": name, "features": features, "cores": os.cpu_count()}
 
 
-def _parse_size(context, parameter, value):
-    try:
-        width, height = (int(side) for side in value.lower().split("x"))
-    except ValueError:
-        raise click.BadParameter(f"'{value}' is not WIDTHxHEIGHT") from None
-    if width < 32 or height < 32 or width % 32 or height % 32:
-        raise click.BadParameter(f"{value}: width and height must be multiples of 32")
-    return width, height
-
-
 def network_options(command):
     """Options of a command that say which network is timed, and on what size: those of `open_network`."""
     for option in (
-        click.option("--size", default="256x160", callback=_parse_size, help="WIDTHxHEIGHT of the image."),
+        click.option("--size", default="256x160", type=ImageSize(), help="WIDTHxHEIGHT of the image."),
         click.option("--model", "model_name", help="Installed model or .h5 file, instead of a preset."),
         click.option("--bits", default="2-2", help="Weight and activation bits of a preset, W-A."),
         click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Architecture with random weights."),
@@ -338,10 +342,7 @@ def main(preset, bits, model_name, size, threads, rounds, json_file, memory, mem
         if agreement < LEAST_AGREEMENT:
             raise click.ClickException(f"the two fp32 engines agree on {agreement:.2%} of pixels only: not compared")
         times = time_engines(engines, image, rounds, wakes=threads > 1)
-        peaks = {}
-        if memory:
-            write_model(Path(folder) / MODEL_FILE, model)
-            peaks = {name: round(peak_memory_mb(name, width, height, threads, folder), 1) for name in ENGINES}
+        peaks = _peaks(model, width, height, threads, folder) if memory else {}
     result = _summary(times)
     result |= {
         "model": model.name,

@@ -123,8 +123,11 @@ def _decode(graph, model, features):
     for stride, (x, unit) in reversed(list(zip(STRIDES, features))):
         name = f"branch{stride}"
         x = graph.node("Relu", _convolve(graph, model, f"{name}.reduce", x, unit, 1.0))
-        unit = 1 / float(model.streams[f"{name}.reduce_output"].activation_multiplier)
-        x, unit, _ = _block(graph, model, model.architecture.branch_block(stride), x, unit, 1.0)
+        if model.architecture.reconstruction == "residual_block":
+            unit = 1 / float(model.streams[f"{name}.reduce_output"].activation_multiplier)
+            x, unit, _ = _block(graph, model, model.architecture.branch_block(stride), x, unit, 1.0)
+        else:
+            x, unit = graph.node("Relu", _convolve(graph, model, f"{name}.conv", x, 1.0, 1.0)), 1.0
         branch = _convolve(graph, model, f"{name}.classifier", x, unit, 1.0)
         if scores is None:
             scores = branch

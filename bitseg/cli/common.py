@@ -194,7 +194,7 @@ def load_segmenter(model, threads, jobs, kernel, palette=None, classes=None, pic
         compile_in_two_processes()
         threads = threads or available_threads()
         jobs = min(jobs or threads, pictures)
-        segmenter = load(model, max(1, threads // jobs), kernel, palette)
+        segmenter = load(model, threads, kernel, palette, jobs)
     for name in classes or ():
         class_id(name, segmenter.class_names)
     return segmenter, jobs

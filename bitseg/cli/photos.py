@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BitsegError, ImageError
-from ..images import OUTPUT_FORMATS, check_output
+from ..images import OUTPUT_FORMATS, PHOTO_ENDINGS, check_output
 
 STANDARD_STREAM = "-"
 """Stands for standard input and standard output."""
-
-PHOTO_ENDINGS = frozenset(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
-"""What makes a file in a folder a photo; one that is named itself may end in anything."""
 
 
 class Photo(NamedTuple):
@@ -149,8 +146,9 @@ def _is_photo(path):
 
 def _name_of_photo(path):
     """Path of the photo that a result is named after, without its ending; None if this is no result's name."""
-    name, kind = os.path.splitext(os.path.splitext(path)[0])
-    return name if kind[1:] in OUTPUT_FORMATS else None
+    stem, ending = os.path.splitext(path)
+    name, kind = os.path.splitext(stem)
+    return name if ending.lower() in OUTPUT_FORMATS.get(kind[1:], ()) else None
 
 
 def _is_folder(output):

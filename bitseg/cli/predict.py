@@ -125,10 +125,10 @@ def predict(
             from ..segmenter import in_order
 
             Image.core.set_blocks_max(KEPT_BLOCKS)
-            began = time.monotonic()
+            began = time.perf_counter()
             outcomes = in_order(_returning_errors(segment), waiting, jobs)
             errors = [error for error in _show_progress(outcomes, len(waiting), quiet) if error]
-            seconds = time.monotonic() - began
+            seconds = time.perf_counter() - began
             done, speed = len(waiting) - len(errors), len(waiting) / seconds
             lines = [f"{done} of {named} photos in {seconds:.1f} s, {speed:.1f} photos/s"]
             failures += errors
@@ -203,7 +203,7 @@ def _describe(segmentation, kind, task):
 
 def _show_progress(outcomes, total, quiet):
     """Pass outcomes on, and show on stderr how far the work is."""
-    began = last_line = time.monotonic()
+    began = last_line = time.perf_counter()
     if quiet:
         yield from outcomes
     elif sys.stderr is not None and sys.stderr.isatty():
@@ -212,14 +212,14 @@ def _show_progress(outcomes, total, quiet):
             total,
             file=sys.stderr,
             show_pos=True,
-            item_show_func=lambda _: f"{bar.pos / (time.monotonic() - began):.1f} photos/s",
+            item_show_func=lambda _: f"{bar.pos / (time.perf_counter() - began):.1f} photos/s",
         )
         with bar:
             yield from bar
     else:
         for done, outcome in enumerate(outcomes, 1):
             yield outcome
-            now = time.monotonic()
+            now = time.perf_counter()
             if now - last_line >= SECONDS_BETWEEN_LINES:
                 last_line, speed = now, done / (now - began)
                 left = (total - done) / speed

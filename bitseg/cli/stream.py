@@ -73,7 +73,7 @@ def stream(size, kind, model, classes, opacity, palette, working_size, threads, 
         # No legend, which would jump from corner to corner.
         return segmentation.overlay(legend=False, **options).tobytes()
 
-    began = time.monotonic()
+    began = time.perf_counter()
     written = 0
     for result in map(segment, frames) if jobs == 1 else in_order(segment, frames, jobs):
         write_standard_output(result)
@@ -81,7 +81,7 @@ def stream(size, kind, model, classes, opacity, palette, working_size, threads, 
     if errors:
         raise errors[0]
     if not quiet:
-        seconds = time.monotonic() - began
+        seconds = time.perf_counter() - began
         click.echo(f"{written} frames in {seconds:.1f} s, {written / seconds:.1f} frames/s", err=True)
 
 

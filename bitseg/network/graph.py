@@ -101,6 +101,11 @@ class Network:
         -------
         ndarray of uint8, shape `shape`
             Class ids.
+
+        Raises
+        ------
+        ValueError
+            As for `scores`.
         """
         self._check(image)
         sizes = image.shape, tuple(shape), tuple(inside)

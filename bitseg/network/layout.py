@@ -5,6 +5,7 @@ from functools import lru_cache
 import numba
 import numpy as np
 
+from ..errors import unknown
 from ..kernels import amx, bitplanes, dot, lookup, popcount, simd, tile, winograd
 from ..kernels.convolution import LANES, Rounding
 from ..kernels.jit import empty_aligned
@@ -25,7 +26,7 @@ def check_kernel(name):
     if numba.config.DISABLE_JIT:
         raise ValueError("NUMBA_DISABLE_JIT keeps Numba from compiling, and kernels do not run without: unset it")
     if name not in KERNELS:
-        raise ValueError(f"unknown kernel '{name}': choose one of {', '.join(KERNELS)}")
+        raise ValueError(unknown("kernel", name, KERNELS))
     if name == "lookup" and not simd.has_byte_shuffle():
         raise ValueError("the look-up kernel needs a CPU with AVX2: choose kernel 'auto', 'popcount' or 'dot'")
     if name == "tile" and not amx.has_tiles():

@@ -7,6 +7,8 @@ import math
 import os
 import threading
 from collections import namedtuple
+from inspect import ismethod
+from weakref import WeakMethod
 
 import numpy as np
 
@@ -29,7 +31,8 @@ from .layout import (
 from .plan import Helpers, Plan, Step, Window, Workspace, empty_bytes, in_one_piece, placeholder, with_shared_memory
 
 KEPT_PLANS = 32
-"""Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes."""
+"""Each is made in some milliseconds, and takes 0.2 MB; photos of one long side are padded to at most 23 shapes if it is
+384, 31 if it is 512."""
 
 MOST_THREADS = 1024
 """Each has counters in every plan."""
@@ -41,8 +44,9 @@ Rounding = namedtuple("Rounding", "stream_bits activation_bits shortcut_multipli
 
 
 def available_threads():
-    """How many threads run at the same time: one for each processor this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many threads run at the same time: one for each processor this process may use, if they are not too many."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(processors, MOST_THREADS)
 
 
 class _Planning(threading.local):
@@ -64,6 +68,14 @@ class Operations:
         Threads that share the rows of each operation; None: one for each processor this process may use.
     kernel : {"auto", "popcount", "lookup", "dot", "tile"}
         Kernel of the bit convolutions, see `layout.select_kernel`; the results are the same.
+    jobs : int
+        Calls at a time that have these threads among them, each a part.
+
+    Attributes
+    ----------
+    threads : int
+        Threads of one call.
+    kernel : str
 
     Raises
     ------
@@ -71,7 +83,7 @@ class Operations:
         Fewer than one thread or too many, an unknown kernel, or one that this CPU cannot run.
     """
 
-    def __init__(self, threads=None, kernel="auto"):
+    def __init__(self, threads=None, kernel="auto", jobs=1):
         if threads is None:
             threads = available_threads()
         if threads < 1:
@@ -79,7 +91,9 @@ class Operations:
         if threads > MOST_THREADS:
             raise ValueError(f"threads must be at most {MOST_THREADS}, not {threads}")
         check_kernel(kernel)
-        self.threads, self.kernel = threads, kernel
+        self.threads, self.kernel = -(-threads // jobs), kernel
+        # Beside the calling ones. Where the parts are not equal, whoever calls first gets one more.
+        self._most_helpers = max(threads - jobs, 0)
         self._pool, self._pool_process = None, None
         self._plans, self._idle_workspaces = {}, []
         self._planning = _Planning()
@@ -102,7 +116,7 @@ class Operations:
         """
         workspace = self._workspace()
         # Not under a lock, which a fork could find taken: dicts and lists lose and gain one element at once.
-        key = function, image.shape, *more
+        key = _weak(function), image.shape, *more
         plan = self._plans.get(key) or self.plan(function, image.shape, *more, allocate=workspace.memory)
         self._plans.pop(key, None)
         self._plans[key] = plan
@@ -307,11 +321,19 @@ class Operations:
 
     def _helpers(self):
         """The other threads; a forked process has none of its parent's and gets its own."""
-        if self.threads > 1 and self._pool_process != os.getpid():
+        if self._most_helpers and self._pool_process != os.getpid():
             # In this order: a thread that sees the process sees its pool.
-            self._pool = Helpers(self.threads - 1)
+            self._pool = Helpers(self._most_helpers)
             self._pool_process = os.getpid()
         return self._pool
+
+
+def _weak(function):
+    """What stands for a function in the key of a plan.
+
+    A method would keep its network, and that these operations, until Python looks for garbage.
+    """
+    return WeakMethod(function) if ismethod(function) else function
 
 
 def _window(layer):

@@ -332,27 +332,66 @@ def with_shared_memory(steps, image, allocate, threads=1):
     rows = [_rows_at_a_time(step, threads) for step in steps]
     counters = placeholder(counters_shape(_parts(steps, rows), threads), np.int64)
     result = steps[-1].outputs[0]
-    elsewhere = {id(array): np.empty(array.shape, array.dtype) for array in (image, result)}
-    uses = {id(counters): (counters, 0)}
+    buffers = {id(array): np.empty(array.shape, array.dtype) for array in (image, result)}
+    elsewhere = tuple(buffers.values())
+    lifetimes = {id(counters): _Lifetime(counters, 0, len(steps))} | _lifetimes(steps)
+    del lifetimes[id(result)]
+    taken = _take_places(steps, lifetimes)
+    # Of several threads some are busy with a step when others begin the next one.
+    size, places = _places(lifetimes.values(), 1 if threads > 1 else 0)
+    memory = allocate(size)[:size]
+    for array, place in places:
+        buffers[id(array)] = np.ndarray(array.shape, array.dtype, memory, place)
+    for output, updated in taken:
+        buffers[output] = buffers[updated]
+    steps = [
+        step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
+        for step in steps
+    ]
+    return steps, Placed(memory, *elsewhere, buffers[id(counters)], rows)
+
+
+_Lifetime = namedtuple("_Lifetime", "array first last")
+"""An array, and the numbers of the steps that write it first and use it last."""
+
+_Block = namedtuple("_Block", "start end first last")
+"""Where arrays of one lifetime lie, in bytes, and that lifetime."""
+
+
+def _lifetimes(steps):
+    """The `_Lifetime` of each array that steps write, by its id."""
+    lifetimes = {}
     for number, step in enumerate(steps):
         for array in _arrays(step.outputs):
-            uses.setdefault(id(array), (array, number))
-    del uses[id(result)]
-    last_use = {id(counters): len(steps)} | {
-        id(array): number for number, step in enumerate(steps) for array in _arrays((step.inputs, step.outputs))
-    }
-    replaced = set()
+            lifetimes.setdefault(id(array), _Lifetime(array, number, number))
+        for array in _arrays((step.inputs, step.outputs)):
+            if id(array) in lifetimes:
+                lifetimes[id(array)] = lifetimes[id(array)]._replace(last=number)
+    return lifetimes
+
+
+def _take_places(steps, lifetimes):
+    """Let outputs take the places of inputs that nobody needs afterwards, which then live as long as the output.
+
+    Returns
+    -------
+    list of (int, int)
+        Ids of output and input, in the order of the steps.
+    """
+    taken = []
     for number, step in reversed(list(enumerate(steps))):
-        if step.updated is not None and last_use[id(step.updated)] == number and step.outputs[0] is not result:
-            replaced.add(id(step.updated))
-            last_use[id(step.updated)] = last_use[id(step.outputs[0])]
-            del uses[id(step.outputs[0])]
-    blocks = {}
-    # Of several threads some are busy with a step when others begin the next one.
-    more = 1 if threads > 1 else 0
-    for array, first in uses.values():
-        blocks.setdefault((first, last_use[id(array)] + more), []).append(array)
-    placed, places = [], {}
+        updated, output = id(step.updated), id(step.outputs[0])
+        if updated in lifetimes and output in lifetimes and lifetimes[updated].last == number:
+            lifetimes[updated] = lifetimes[updated]._replace(last=lifetimes.pop(output).last)
+            taken.insert(0, (output, updated))
+    return taken
+
+
+def _places(lifetimes, more):
+    """Bytes that all arrays need, and each array with its first byte, if lifetimes last so many steps more."""
+    blocks, placed, places = {}, [], []
+    for array, first, last in lifetimes:
+        blocks.setdefault((first, last + more), []).append(array)
     for (first, last), arrays in sorted(blocks.items(), key=lambda block: -sum(map(_memory, block[1]))):
         ends = list(accumulate(map(_memory, arrays), initial=0))
         start = 0
@@ -362,24 +401,8 @@ def with_shared_memory(steps, image, allocate, threads=1):
                     break
                 start = max(start, other.end)
         bisect.insort(placed, _Block(start, start + ends[-1], first, last))
-        places.update((id(array), (array, start + place)) for array, place in zip(arrays, ends))
-    size = max(block.end for block in placed)
-    memory = allocate(size)[:size]
-    buffers = elsewhere | {
-        key: np.ndarray(array.shape, array.dtype, memory, place) for key, (array, place) in places.items()
-    }
-    for step in steps:
-        if id(step.updated) in replaced:
-            buffers[id(step.outputs[0])] = buffers[id(step.updated)]
-    steps = [
-        step._replace(inputs=_replaced(step.inputs, buffers), outputs=_replaced(step.outputs, buffers))
-        for step in steps
-    ]
-    return steps, Placed(memory, *elsewhere.values(), buffers[id(counters)], rows)
-
-
-_Block = namedtuple("_Block", "start end first last")
-"""Where arrays of one lifetime lie, in bytes, and the numbers of the steps that write them first and use them last."""
+        places += [(array, start + place) for array, place in zip(arrays, ends)]
+    return max(block.end for block in placed), places
 
 
 def _memory(array):

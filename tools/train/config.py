@@ -3,11 +3,13 @@
 import math
 import re
 import sys
-from dataclasses import MISSING, asdict, dataclass, fields
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
-from bitseg.architecture import ENCODERS, RECONSTRUCTIONS, STRIDES, Architecture, Preprocessing
+from bitseg.architecture import STRIDES, Architecture, Preprocessing
 from bitseg.datasets import CLASSES, KINDS, read_class_names
+from bitseg.model_file import check_architecture, check_name, check_preprocessing
 from bitseg.network.graph import SIZE_MULTIPLE
 
 from .data import Augmentation
@@ -23,7 +25,7 @@ RUN_CHECKPOINT = "checkpoint"
 """Name of the checkpoint from which a run continues; a stage cannot have it."""
 
 LARGEST = 65536
-"""Batch, side of a crop or photo, and channels of a layer: more fill any memory."""
+"""Batch, and side of a crop: more fill any memory."""
 
 LARGEST_ZOOM = 100
 
@@ -233,7 +235,7 @@ def config_from_dict(data, root=None):
     """
     data = dict(data)
     stages = data.get("stages")
-    if not stages or not all(isinstance(stage, dict) for stage in stages):
+    if not stages or not isinstance(stages, list | tuple) or not all(isinstance(stage, dict) for stage in stages):
         raise TrainingError("there must be at least one [[stages]] table")
     data["stages"] = stages = tuple(_build(Stage, stage, "stages") for stage in stages)
     if data.get("dataset") not in KINDS:
@@ -313,64 +315,50 @@ def _build(kind, values, where):
 
 
 def _check(config):
-    """Raise a `TrainingError` at the first entry whose value is impossible."""
+    """Raise a `TrainingError` at the first entry whose value is impossible, or that no model file may have."""
     demands = _demands(config)
     for stage in config.stages:
         demands += [(holds, f"stage '{stage.name}': {message}") for holds, message in _stage_demands(stage)]
     for holds, message in demands:
         if not holds:
             raise TrainingError(message)
+    with _explained("name"):
+        check_name(config.name)
+    with _explained("preprocessing"):
+        check_preprocessing(config.preprocessing)
+    for stage in config.stages:
+        # Floating point becomes 8 bits when it is converted.
+        bits = {name: min(getattr(stage, name), 8) for name in ("weight_bits", "activation_bits")}
+        with _explained("architecture"):
+            check_architecture(replace(config.architecture, **bits))
+
+
+@contextmanager
+def _explained(where):
     try:
-        config.architecture.convolutions()
+        yield
     except ValueError as error:
-        raise TrainingError(f"architecture: {error}") from None
+        raise TrainingError(f"{where}: {error}") from None
 
 
 def _demands(config):
     """Pairs of whether a demand on a configuration holds, and the demand."""
     crop, zoom = config.augmentation.crop, config.augmentation.scale
-    architecture, preprocessing = config.architecture, config.preprocessing
-    channels = (architecture.stem_channels, *architecture.stage_channels, *architecture.branch_channels)
-    mean, working_size = preprocessing.mean, preprocessing.working_size
     names = [stage.name for stage in config.stages]
     return [
         (config.seed >= 0, "seed must not be negative"),
         (1 <= config.batch_size <= LARGEST, f"batch_size must be 1 to {LARGEST}"),
         (config.quantizer in QUANTIZERS, f"quantizer must be one of {', '.join(QUANTIZERS)}"),
         (config.class_weights in ("none", "log"), "class_weights must be 'none' or 'log'"),
-        (_is_side(crop), f"augmentation: crop must be a multiple of {SIZE_MULTIPLE}, at most {LARGEST}"),
+        (
+            0 < crop <= LARGEST and crop % SIZE_MULTIPLE == 0,
+            f"augmentation: crop must be a multiple of {SIZE_MULTIPLE}, at most {LARGEST}",
+        ),
         (
             len(zoom) == 2 and all(map(_is_number, zoom)) and 1 / LARGEST_ZOOM <= zoom[0] <= zoom[1] <= LARGEST_ZOOM,
             f"augmentation: scale must be the smallest and the largest zoom, from 1/{LARGEST_ZOOM} to {LARGEST_ZOOM}",
         ),
         (0 <= config.augmentation.colour <= 1, "augmentation: colour must lie between 0 and 1"),
-        (architecture.encoder in ENCODERS, f"architecture: encoder must be one of {', '.join(ENCODERS)}"),
-        (
-            architecture.reconstruction in RECONSTRUCTIONS,
-            f"architecture: reconstruction must be one of {', '.join(RECONSTRUCTIONS)}",
-        ),
-        (
-            len(architecture.stage_channels) == len(architecture.branch_channels) == len(STRIDES),
-            f"architecture: there must be {len(STRIDES)} stage_channels and branch_channels",
-        ),
-        (
-            all(type(count) is int and 0 < count <= LARGEST for count in channels),
-            f"architecture: channels must be 1 to {LARGEST}",
-        ),
-        (0 <= architecture.stream_bits <= 8, "architecture: stream_bits must be 1 to 8, or 0 for activation_bits"),
-        (
-            0 <= architecture.stream_weight_bits <= 8,
-            "architecture: stream_weight_bits must be 1 to 8, or 0 for weight_bits",
-        ),
-        (
-            len(mean) == 3 and all(type(value) is int and 0 <= value <= 255 for value in mean),
-            "preprocessing: mean must be three whole numbers from 0 to 255",
-        ),
-        (preprocessing.scale > 0, "preprocessing: scale must be positive"),
-        (
-            _is_side(working_size),
-            f"preprocessing: working_size must be a multiple of {SIZE_MULTIPLE}, at most {LARGEST}",
-        ),
         (len(set(names)) == len(names), "stages: two have the same name"),
     ]
 
@@ -412,10 +400,6 @@ def _is_storable(value):
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, int) or -(2**63) <= value < 2**63
-
-
-def _is_side(pixels):
-    return 0 < pixels <= LARGEST and pixels % SIZE_MULTIPLE == 0
 
 
 def _is_number(value):

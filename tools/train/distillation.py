@@ -1,4 +1,4 @@
-"""Distillation: a low-bit network learns from the scores and feature maps of a trained one of the same architecture.
+"""Distillation: a low-bit network learns from the scores and feature maps of a trained one with the same encoder.
 
 Hinton et al. 2015 for the scores (arXiv 1503.02531), Romero et al. 2015 for the feature maps (arXiv 1412.6550). The
 student begins with the teacher's weights, so their residual streams have the same scale and meaning.
@@ -36,7 +36,7 @@ class Teacher:
         Raises
         ------
         TrainingError
-            The architectures differ in more than their bits.
+            The encoders or the classes differ in more than bits.
         """
         mine, theirs = vars(self.network.architecture), vars(student.architecture)
         for entry in ("encoder", "stem_channels", "stage_channels", "classes"):
