@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_training
 from click.testing import CliRunner
+from PIL import Image
 from tiny_training import torch
 
 from bitseg.architecture import RECONSTRUCTIONS, Architecture, Preprocessing
@@ -316,6 +317,8 @@ class TestCommand:
         )
         network.set_bits(32, 32)
         save_checkpoint(tmp_path / "float.pt", config, network, command="", results={})
+        network.set_bits(2, 32)
+        save_checkpoint(tmp_path / "w2a32.pt", config, network, command="", results={})
         content = bytearray(path.read_bytes())
         middle = len(content) // 2
         content[middle : middle + 20] = bytes(255 - value for value in content[middle : middle + 20])
@@ -349,6 +352,21 @@ class TestCommand:
         assert model.training["accuracy"]["photos"] == 2
         assert model.training["commit"]
 
+    def test_weights_that_carry_the_stream_on_are_not_rounded_to_fewer_bits_than_8_without_training(self, tmp_path):
+        config = read_config(tiny_training.write_config(tmp_path / "c.toml", tiny_training.stage("float")))
+        config = replace(config, architecture=replace(config.architecture, stream_weight_bits=4))
+        save_checkpoint(tmp_path / "float.pt", config, BitFCN(config.architecture), command="", results={})
+        model = convert(tmp_path / "float.pt", data=tiny_training.write_data(tmp_path / "voc7"))
+        assert {convolution.weight_bits for convolution in model.architecture.convolutions().values()} == {8}
+
+    def test_photos_without_any_class_measure_nothing(self, checkpoint, tmp_path):
+        data = tiny_training.write_data(tmp_path / "voc7")
+        for mask in (data / "masks").iterdir():
+            Image.new("L", (48, 40), 255).save(mask)
+        result = CliRunner().invoke(main, [str(checkpoint), str(tmp_path / "m.h5"), "--data", str(data)])
+        assert result.exit_code == 1 and "no pixel of val has a class to be measured by" in result.stderr
+        assert not (tmp_path / "m.h5").exists()
+
     def test_without_data_nothing_is_measured_and_the_configuration_names_the_model(self, checkpoint):
         model = convert(checkpoint)
         assert model.name == "tiny" and "accuracy" not in model.training
@@ -358,6 +376,7 @@ class TestCommand:
         ("checkpoint_name", "output", "options", "message"),
         [
             ("float.pt", "m.h5", [], "float.pt: a floating-point network; give --data to quantise it to 8 bits"),
+            ("w2a32.pt", "m.h5", [], "weights or feature maps are in floating point: take the checkpoint of a stage"),
             ("missing.pt", "m.h5", [], "missing.pt: no such checkpoint"),
             ("damaged.pt", "m.h5", [], "damaged.pt: damaged ("),
             ("other.pt", "m.h5", [], "other.pt: does not fit this version of the training code ("),

@@ -132,6 +132,15 @@ class TestRun:
         assert "continuing after 2 iterations" in run("tiny/float").stderr
         assert result_of(tables, "float")["miou"] is not None
 
+    def test_a_checkpoint_of_another_configuration_is_not_taken_for_the_rows(self, tables, run):
+        run("tiny/float")
+        path = tables / "experiments" / "tiny" / "float.toml"
+        path.write_text(path.read_text().replace("iterations = 3", "iterations = 30"))
+        for row in ("tiny/low", "tiny/float"):
+            (tables / "results" / "tiny" / "float.json").unlink(missing_ok=True)
+            assert "float.pt: was trained with another configuration" in run(row, exit_code=1).stderr
+        assert not (tables / "results" / "tiny" / "float.json").exists()
+
     def test_another_seed_trains_the_row_and_what_it_starts_from_once_more(self, tables, run):
         run("tiny/low")
         trained = run("tiny/low", "--seed", "9").stderr

@@ -302,6 +302,8 @@ class TestRun:
             self.trainer(config, tiny_data, tmp_path / "run")
         with pytest.raises(TrainingError, match=r"flaot.pt: no such checkpoint"):
             self.trainer(config, tiny_data, tmp_path / "run", teacher=finished / "flaot.pt")
+        with pytest.raises(TrainingError, match=r"w2a2.pt: no such checkpoint"):  # it would come too late
+            self.trainer(config, tiny_data, tmp_path / "run", teacher=tmp_path / "run" / "w2a2.pt")
         narrow = replace(config, architecture=replace(config.architecture, stage_channels=(8, 8, 8, 8)))
         with pytest.raises(TrainingError, match="the teacher's stage_channels is"):
             self.trainer(narrow, tiny_data, tmp_path / "run", teacher=finished / "float.pt")
@@ -327,11 +329,22 @@ class TestRun:
         stage = replace(trainer.config.stages[0], patience=3)
         flat = []
         for loss in (9, 5, 4, 6, 3, 3, 8, 2, 9, 9):
-            trainer._note_loss(loss)
+            trainer._note_loss(stage, loss)
             flat.append(trainer._is_flat(stage))
         # Means of two: 7, 4.5, 5, 4.5, 3, 5.5, 5, 5.5, 9: the lowest after iteration 6.
         assert flat.index(True) == 8
         assert not trainer._is_flat(replace(stage, patience=0))
+
+    def test_patience_does_not_count_while_rounding_comes_in(self, tiny_data, config_path, tmp_path, monkeypatch):
+        monkeypatch.setattr(trainer_module, "LOSS_WINDOW", 2)
+        trainer = self.trainer(config_path, tiny_data, tmp_path)
+        stage = replace(trainer.config.stages[0], patience=3, iterations=20, blend=0.25)
+        flat = []
+        for loss in (1, 2, 3, 4, 5, 6, 6, 5, 5, 6, 6, 6):
+            trainer._note_loss(stage, loss)
+            flat.append(trainer._is_flat(stage))
+        # Rounding is whole after 5 iterations. Means of two from the seventh on: 6, 5.5, 5, 5.5, 6, 6.
+        assert flat.index(True) == 11
 
     def test_patience_ends_a_stage_early_and_at_the_same_iteration_after_a_crash(
         self, tiny_data, tmp_path, monkeypatch
@@ -406,7 +419,7 @@ class TestRun:
     def test_the_report_shows_loss_rate_and_time_left_of_the_whole_run(self, tiny_data, config_path, tmp_path, capsys):
         trainer = self.trainer(config_path, tiny_data, tmp_path)
         # 4 + 4 iterations, one of them done, at one in 10 minutes.
-        trainer._note_loss(1.5)
+        trainer._note_loss(trainer.config.stages[0], 1.5)
         trainer._report(trainer.config.stages[0], 1 / 600)
         assert capsys.readouterr().err == "float 1/4  loss 1.500  0.0 images/s  1 h 10 min left\n"
 

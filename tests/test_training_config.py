@@ -103,6 +103,19 @@ class TestConfig:
         with pytest.raises(TrainingError, match=r"architecture: sums up to \d+ do not fit in 31 bits"):
             config_from_dict(values)
 
+    def test_frozen_statistics_and_rounding_that_comes_in_do_not_go_together(self, values):
+        values["stages"][0].update(frozen_norms=True, norm_batches=8)
+        assert config_from_dict(values)
+        values["stages"][0]["blend"] = 0.5
+        with pytest.raises(TrainingError, match="norm_batches or blend must be 0"):
+            config_from_dict(values)
+
+    def test_there_is_nothing_to_learn_of_one_class(self, values):
+        values |= {"dataset": "folder"}
+        values["architecture"]["classes"] = ("cat",)
+        with pytest.raises(TrainingError, match="at least two classes: is background one of them"):
+            config_from_dict(values)
+
     def test_two_stages_cannot_share_a_checkpoint(self, values):
         values["stages"] *= 2
         with pytest.raises(TrainingError, match="stages: two have the same name"):

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from bitseg.datasets import open_dataset
-from bitseg.errors import BitsegError
+from bitseg.errors import BitsegError, ModelFileError
 from bitseg.images import read_image
 from bitseg.model_file import read_model
 from bitseg.segmenter import load
 from tools.train.errors import TrainingError
 from tools.train.folding import folded, in_codes
-from tools.train.initialize import load_trained
+from tools.train.initialize import is_model_file, load_trained
 from tools.train.network import BitConv
 from tools.train.prediction import predict_label_map
 from tools.train.quantizers import FLOAT_BITS
@@ -42,7 +42,7 @@ def main(checkpoint, model, data, split, photos):
     torch.compiler.set_stance("force_eager")
     try:
         network, preprocessing = load_trained(checkpoint)
-        if checkpoint.endswith(".h5"):
+        if is_model_file(checkpoint):
             # As the file has it: unfolding and folding again would round its factors anew.
             model_file = read_model(checkpoint)
             counted = in_codes(network, model_file.layers, model_file.streams, preprocessing)
@@ -50,7 +50,10 @@ def main(checkpoint, model, data, split, photos):
             counted = folded(network, preprocessing)
         exact = _in_float64(network)
         segmenter = load(model)
-        dataset = open_dataset(segmenter.model.training["config"]["dataset"], data, split)
+        config = segmenter.model.training.get("config")
+        if config is None:
+            raise ModelFileError(f"{model}: does not say which data set it was trained on; convert it anew")
+        dataset = open_dataset(config["dataset"], data, split)
         if network.architecture.classes != segmenter.model.architecture.classes:
             raise TrainingError(f"{checkpoint} and {model} tell other classes apart: give the model made of it")
         networks = {"codes": counted, "float32": network, "float64": exact}

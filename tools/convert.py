@@ -4,13 +4,14 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
 from bitseg.datasets import open_dataset
-from bitseg.errors import BitsegError, ModelFileError
+from bitseg.errors import BitsegError, DatasetError, ModelFileError
 from bitseg.evaluation import evaluate, scores
 from bitseg.files import check_writable
 from bitseg.model_file import Model, write_model
@@ -29,6 +30,7 @@ def convert(checkpoint, name=None, command="", data=None):
     """Make a model of a checkpoint file.
 
     A floating-point network is quantised to 8 bits as it is, without training: its scales come from training photos.
+    So are weights that carry the residual stream on, whatever bits the configuration has for them.
 
     Parameters
     ----------
@@ -47,10 +49,11 @@ def convert(checkpoint, name=None, command="", data=None):
     Raises
     ------
     TrainingError
-        The checkpoint cannot be used, or a floating-point network lacks the data to quantise it.
+        The checkpoint cannot be used, or a floating-point network lacks the data to quantise it, or only its weights,
+        or only its feature maps, are in floating point.
     """
     network, config, saved = load_network(checkpoint)
-    if FLOAT_BITS in (network.architecture.weight_bits, network.architecture.activation_bits):
+    if network.architecture.weight_bits == network.architecture.activation_bits == FLOAT_BITS:
         if data is None:
             raise TrainingError(f"{checkpoint}: a floating-point network; give --data to quantise it to 8 bits")
         _quantize_to_8_bits(network, config, data)
@@ -73,6 +76,9 @@ def _quantize_to_8_bits(network, config, data):
     train_set = open_dataset(config.dataset, data, "train")
     batches = Batches(train_set, config.augmentation, config.preprocessing.mean, config.batch_size, config.seed)
     images = torch.cat([batches[number][0] for number in range(CALIBRATION_BATCHES)])
+    if network.architecture.stream_weight_bits:
+        # Fewer would have to be learned: 4 bits cost 3 points of mIoU on voc7.
+        network.architecture = replace(network.architecture, stream_weight_bits=8)
     network.set_bits(8, 8)
     network.calibrate(normalise(images, config.preprocessing))
 
@@ -115,6 +121,8 @@ def _measure(model, data):
     with click.progressbar(length=len(dataset), label="measuring", file=sys.stderr) as bar:
         confusion = evaluate(Segmenter(model).label_map, dataset, lambda _: bar.update(1))
     accuracy = scores(confusion, dataset)
+    if accuracy["miou"] is None:
+        raise DatasetError(f"{data}: no pixel of val has a class to be measured by; leave out --data")
     click.echo(f"mIoU {accuracy['miou']} on {dataset.name}")
     return accuracy
 

@@ -23,6 +23,7 @@ from bitseg.evaluation import evaluate, scores
 from bitseg.files import write_safely
 from bitseg.segmenter import Segmenter
 from tools.convert import convert, current_commit
+from tools.train.checkpoint import read_checkpoint
 from tools.train.config import config_from_dict, read_toml
 from tools.train.errors import DivergenceError, TrainingError
 from tools.train.folder import held_folder
@@ -126,6 +127,9 @@ def train_row(row, data, runs, pretrained):
     """
     checkpoint = row.checkpoint(runs)
     if checkpoint.is_file():
+        if config_from_dict(read_checkpoint(checkpoint)["config"]) != row.config:
+            mend = f"restore {row.name}.toml, or remove {checkpoint.parent}"
+            raise TrainingError(f"{checkpoint}: was trained with another configuration than the row's; {mend}")
         return checkpoint
     sources = {}
     for role in ("start", "teacher"):
@@ -155,8 +159,6 @@ def measure_row(row, checkpoint, data):
     folder = Path(data) / row.config.dataset
     stage = row.config.stages[-1]
     if FLOAT_BITS in (stage.weight_bits, stage.activation_bits):
-        from tools.train.checkpoint import read_checkpoint
-
         accuracy = dict(read_checkpoint(checkpoint)["results"][stage.name])
         del accuracy["stage"]
         return {**accuracy, "measured_by": "PyTorch"}
@@ -242,7 +244,7 @@ def _mean_percent(values):
 
 @click.group()
 def main():
-    """Experiments: the rows of the tables in README."""
+    """Experiments: the rows of the tables in README and docs/training.md."""
 
 
 @main.command(context_settings={"show_default": True})

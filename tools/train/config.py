@@ -52,7 +52,8 @@ class Stage:
     iterations : int
         Batches to train on; 0: the network is only measured, its statistics estimated anew before if asked for.
     encoder_rate, decoder_rate : float
-        Peak AdamW learning rates; they fall along half a cosine to zero. With an `encoder_rate` of 0 the encoder's
+        AdamW's learning rates, as they would be at the start: they fall along half a cosine to zero, and are reached
+        in 50 iterations, from a fiftieth on. With an `encoder_rate` of 0 the encoder's
         weights and scales stay as they are: the decoder alone is trained.
     scales : tuple of int
         Strides that carry a loss: [32] to [32, 16, 8, 4].
@@ -66,7 +67,8 @@ class Stage:
         What the labels are used for: the class of every pixel, or only which classes are in the picture, to be told
         from the mean of the stride-32 scores.
     patience : int
-        The stage ends early when the mean loss of the last 50 iterations has not fallen for so many; 0: it never does.
+        The stage ends early when the mean loss of the last 50 iterations has not fallen for so many, not counting those
+        of `blend`; 0: it never does.
     evaluate : bool
         Score the network on the val split at the end of the stage.
     blend : float
@@ -347,6 +349,7 @@ def _demands(config):
     names = [stage.name for stage in config.stages]
     return [
         (config.seed >= 0, "seed must not be negative"),
+        (len(config.architecture.classes) > 1, "there must be at least two classes: is background one of them?"),
         (1 <= config.batch_size <= LARGEST, f"batch_size must be 1 to {LARGEST}"),
         (config.quantizer in QUANTIZERS, f"quantizer must be one of {', '.join(QUANTIZERS)}"),
         (config.class_weights in ("none", "log"), "class_weights must be 'none' or 'log'"),
@@ -386,6 +389,10 @@ def _stage_demands(stage):
         (stage.patience >= 0, "patience must not be negative"),
         (0 <= stage.blend <= 1, "blend must lie between 0 and 1"),
         (stage.norm_batches >= 0, "norm_batches must not be negative"),
+        (
+            not (stage.frozen_norms and stage.norm_batches and stage.blend),
+            "frozen_norms would freeze statistics of whole rounding: norm_batches or blend must be 0",
+        ),
         (stage.task in ("segmentation", "classification"), "task must be 'segmentation' or 'classification'"),
         (stage.task == "segmentation" or stage.scales == (32,), "classification needs scales = [32]"),
         (

@@ -1,6 +1,8 @@
 """Training in several processes, on one machine or many, as started by torchrun; one process needs none of this."""
 
 import os
+import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -14,7 +16,8 @@ def join_processes():
     if "RANK" in os.environ:
         if device().type == "cuda":
             torch.cuda.set_device(device())
-        dist.init_process_group("nccl" if device().type == "cuda" else "gloo")
+        # All wait while the first one measures, which may take hours.
+        dist.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=timedelta(days=7))
 
 
 def leave_processes():
@@ -33,6 +36,12 @@ def device():
 def rank():
     """Number of this process, from 0; process 0 reports and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def report(line):
+    """Print a line to standard error, once for all processes."""
+    if rank() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def processes():

@@ -19,7 +19,7 @@ from bitseg.model_file import LayerWeights, StreamScales
 
 from .errors import TrainingError
 from .network import BitFCN, ResidualBlock, Stream
-from .quantizers import ActivationQuantizer
+from .quantizers import FLOAT_BITS, ActivationQuantizer
 
 UNFOLDED_BOUND = 3.0
 """Clipping bound of feature maps where the file leaves the choice: that of maps of about unit variance."""
@@ -92,7 +92,14 @@ def fold_network(network, preprocessing):
     -------
     layers : dict of str to bitseg.model_file.LayerWeights
     streams : dict of str to bitseg.model_file.StreamScales
+
+    Raises
+    ------
+    TrainingError
+        Weights or feature maps are in floating point.
     """
+    if FLOAT_BITS in (network.architecture.weight_bits, network.architecture.activation_bits):
+        raise TrainingError("weights or feature maps are in floating point: take the checkpoint of a stage with bits")
     convolutions, shortcuts = connections(network.architecture)
     steps = {name: module.step() for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
     for name, module in network.named_modules():

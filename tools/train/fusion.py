@@ -1,8 +1,13 @@
 """Elementwise functions compiled into one pass over memory."""
 
+import functools
 import shutil
 
 import torch
+
+from . import distributed
+
+_compiles = shutil.which("g++") is not None
 
 
 def fuse(function):
@@ -11,4 +16,22 @@ def fuse(function):
     Numbers that change between calls must be tensors: PyTorch 2.13 compiles wrong code for clamp with a changing float.
     The environment variable TORCH_COMPILE_DISABLE=1 leaves everything uncompiled.
     """
-    return torch.compile(function, dynamic=True) if shutil.which("g++") else function
+    compiled = torch.compile(function, dynamic=True)
+
+    @functools.wraps(function)
+    def fused(*arguments):
+        global _compiles
+        if not _compiles:
+            return function(*arguments)
+        try:
+            return compiled(*arguments)
+        except RuntimeError as error:
+            # If it fails as it is, too, it is not the compiler's fault.
+            result = function(*arguments)
+            _compiles = False
+            lines = str(error).splitlines()
+            reason = next((line for line in lines if "error:" in line), lines[0])
+            distributed.report(f"PyTorch cannot compile here, training takes longer (is python3-dev there? {reason})")
+            return result
+
+    return fused

@@ -1,6 +1,5 @@
 """Where a network's weights come from at the start: a pretrained ResNet, a checkpoint, or a converted model file."""
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from bitseg.model_file import read_model
 
+from . import distributed
 from .checkpoint import load_network
 from .errors import TrainingError
 from .folding import unfold_network
@@ -56,11 +56,11 @@ def load_start(network, path, preprocessing, images):
     network.load_state_dict(own | taken)
     untrained = sorted({name.rpartition(".conv.")[0] for name in set(own) - set(taken) if name.endswith("conv.weight")})
     if untrained:
-        print(f"{path} does not hold these layers, which begin untrained: {', '.join(untrained)}", file=sys.stderr)
+        distributed.report(f"{path} does not hold these layers, which begin untrained: {', '.join(untrained)}")
     same_stream = all(found[entry] == wanted[entry] for entry in _BITS_OF_STREAM)
     if own.keys() == trained.keys() == taken.keys() and same_stream:
         network.set_bits(start.architecture.weight_bits, start.architecture.activation_bits)
-    if _is_model(path):
+    if is_model_file(path):
         estimate_statistics(network, images)
 
 
@@ -106,14 +106,15 @@ def load_trained(path):
     ModelFileError, TrainingError
         The file cannot be used.
     """
-    if _is_model(path):
+    if is_model_file(path):
         model = read_model(path)
         return unfold_network(model), model.preprocessing
     network, config, _ = load_network(path)
     return network, config.preprocessing
 
 
-def _is_model(path):
+def is_model_file(path):
+    """Whether a path is that of a converted model, not of a checkpoint."""
     return Path(path).suffix == ".h5"
 
 

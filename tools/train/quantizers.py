@@ -256,6 +256,12 @@ class DoReFaWeightQuantizer(Quantizer):
         """Unsigned codes of a weight tensor: int64, same shape."""
         return self._unrounded_codes(weight).round().to(torch.int64)
 
+    def unrounded(self, weight):
+        """What is rounded; with 2 to 8 bits ``tanh(w) / max |tanh(w)|``, which is as large as its levels."""
+        if self.bits in (1, FLOAT_BITS):
+            return weight
+        return 2 / self.levels * self._unrounded_codes(weight) - 1
+
     def rounded(self, weight):
         """The level of every weight."""
         if self.bits == 1:

@@ -2,10 +2,11 @@
 
 import json
 import math
-import sys
+import platform
 import time
 from collections import deque
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ class Trainer:
             load_start(self.network, start, config.preprocessing, self.calibration_images)
         elif pretrained is not None:
             load_pretrained_encoder(self.network, pretrained, self.calibration_images, config.preprocessing.scale)
-        if any(stage.distillation for stage in self._stages_to_come) and not self._writes(teacher):
+        if any(stage.distillation for stage in self._stages_to_come) and not self._writes_in_time(teacher):
             self._load_teacher()
 
     def run(self):
@@ -148,6 +149,7 @@ class Trainer:
             [
                 {"params": groups["encoder"], "peak": stage.encoder_rate, "weight_decay": 0.01},
                 {"params": groups["plain"], "peak": stage.encoder_rate, "weight_decay": 0.0},
+                # With its BatchNorm and biases, which hardly changes them: results here are of such networks.
                 {"params": groups["decoder"], "peak": stage.decoder_rate, "weight_decay": 0.01},
                 {"params": groups["scales"], "peak": stage.quantizer_rate, "weight_decay": 0.0},
             ],
@@ -174,9 +176,10 @@ class Trainer:
         """Stages that have not ended."""
         return self.config.stages[self.stage_index :]
 
-    def _writes(self, path):
-        """Whether a file is a checkpoint that this run has yet to make."""
-        return Path(path).absolute() in [self._checkpoint(stage.name).absolute() for stage in self._stages_to_come]
+    def _writes_in_time(self, path):
+        """Whether a file is a checkpoint that this run has yet to make before the first stage that has a teacher."""
+        before = takewhile(lambda stage: not stage.distillation, self._stages_to_come)
+        return Path(path).resolve() in [self._checkpoint(stage.name).resolve() for stage in before]
 
     def _load_teacher(self):
         network, preprocessing = load_trained(self.teacher_path)
@@ -195,7 +198,7 @@ class Trainer:
         begin = saved = shown = time.monotonic()
         begun_at = self.iteration
         for images, labels in batch_stream(self.batches, numbers, self.workers):
-            self._note_loss(self._train_batch(network, stage, images, labels))
+            self._note_loss(stage, self._train_batch(network, stage, images, labels))
             now = time.monotonic()
             ends = self.iteration == stage.iterations or self._is_flat(stage)
             if now - shown > REPORT_SECONDS or ends:
@@ -207,15 +210,15 @@ class Trainer:
                 saved = now
                 self._save(RUN_CHECKPOINT)
 
-    def _note_loss(self, loss):
+    def _note_loss(self, stage, loss):
         self.iteration += 1
         self.trained += 1
         self.losses.append(loss)
-        if len(self.losses) == LOSS_WINDOW and np.mean(self.losses) < self.best_loss:
+        if self.iteration >= _first_counted(stage) and np.mean(self.losses) < self.best_loss:
             self.best_loss, self.best_iteration = float(np.mean(self.losses)), self.iteration
 
     def _is_flat(self, stage):
-        return 0 < stage.patience <= self.iteration - max(self.best_iteration, LOSS_WINDOW)
+        return 0 < stage.patience <= self.iteration - max(self.best_iteration, _first_counted(stage))
 
     def _train_batch(self, network, stage, images, labels):
         """One step of the optimiser; returns the loss."""
@@ -240,7 +243,7 @@ class Trainer:
         return value
 
     def _rounded_share(self, stage):
-        rising = stage.blend * stage.iterations
+        rising = _blended(stage)
         return self.iteration / rising if self.iteration < rising else 1.0
 
     def _set_rates(self, stage):
@@ -265,15 +268,11 @@ class Trainer:
         return F.cross_entropy(predicted, labels, self.class_weights, ignore_index=IGNORE)
 
     def _report(self, stage, rate):
-        if distributed.rank():
-            return
         later = sum(other.iterations for other in self.config.stages[self.stage_index + 1 :])
         minutes = round((stage.iterations - self.iteration + later) / rate / 60)
-        print(
+        distributed.report(
             f"{stage.name} {self.iteration}/{stage.iterations}  loss {np.mean(self.losses):.3f}  "
-            f"{rate * self.config.batch_size:.1f} images/s  {minutes // 60} h {minutes % 60:02d} min left",
-            file=sys.stderr,
-            flush=True,
+            f"{rate * self.config.batch_size:.1f} images/s  {minutes // 60} h {minutes % 60:02d} min left"
         )
 
     def _finish(self, stage):
@@ -325,7 +324,7 @@ class Trainer:
             reason = " ".join(str(error).split())
             advice = "begin a new run with another --output"
             raise TrainingError(f"{path}: cannot be continued ({type(error).__name__}: {reason}); {advice}") from None
-        print(f"continuing after {self.trained} iterations, {self.stage_index} stages finished", file=sys.stderr)
+        distributed.report(f"continuing after {self.trained} iterations, {self.stage_index} stages finished")
 
     def _restore(self, path, saved):
         self.stage_index, self.iteration = saved["stage_index"], saved["iteration"]
@@ -343,6 +342,16 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
 
 
+def _blended(stage):
+    """Iterations, not always a whole number, over which rounding comes in."""
+    return stage.blend * stage.iterations
+
+
+def _first_counted(stage):
+    """First iteration whose mean loss counts: over a whole window, and after rounding, which raises it, has come in."""
+    return math.ceil(_blended(stage)) + LOSS_WINDOW
+
+
 def _diverged(what, iteration, stage):
     return DivergenceError(
         f"{what} at iteration {iteration} of stage '{stage.name}': begin it again with lower learning rates"
@@ -353,6 +362,9 @@ def multiplies_bfloat16(device):
     """Whether a torch.device has instructions for bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        # oneDNN would say so of every CPU with AVX-512, and be slower there than with float32.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
