@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import stat
+import sys
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +44,12 @@ _REDUCING_GAP = 3.0
 """A picture of more than so many times the size wanted is first averaged over whole pixels: 8 ms instead of 27 for 12
 megapixels, and values that differ by 0.2 of 255 in the mean."""
 
+_MODES_OF_RGB = "RGB", "RGBA", "RGBX", "P", "PA"
+"""Whose colour profile is that of the same picture in RGB, too."""
+
+_MODULES_OF_DECODERS = sys.stdlib_module_names | {"PIL"}
+"""Where the exceptions are defined that come from a picture or its file."""
+
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -79,13 +87,13 @@ def read_picture(source: ImageSource) -> Image.Image:
     Parameters
     ----------
     source : path, bytes, binary file, PIL.Image.Image, or ndarray of uint8, (height, width, 3) or (height, width)
-        A picture file, its content, or a file object that gives it; or a Pillow image of any mode; or red, green and
-        blue (in this order), or grey, from 0 to 255.
+        A picture file, its content, or a file object that gives it; or a Pillow image of any mode but those of
+        floating-point numbers; or red, green and blue (in this order), or grey, from 0 to 255.
 
     Returns
     -------
     PIL.Image.Image
-        Mode RGB; not shared with `source`.
+        Mode RGB; not shared with `source`. Its ``info`` has the colour profile, if there is one, and nothing else.
 
     Raises
     ------
@@ -97,10 +105,35 @@ def read_picture(source: ImageSource) -> Image.Image:
     >>> read_picture("examples/chelsea.jpg").size
     (451, 300)
     """
-    picture = _rgb(source)
+    picture, profile = _rgb(source)
     picture = picture.copy() if picture is source else picture
-    picture.info = {}  # what is made of it says nothing of place and time
+    # What is made of it looks as it does, but says nothing of place and time.
+    picture.info = {"icc_profile": profile} if profile else {}
     return picture
+
+
+def held(source: ImageSource) -> ImageSource:
+    """A picture as it is now, however its source changes.
+
+    Parameters
+    ----------
+    source : see `read_picture`
+
+    Returns
+    -------
+    path, bytes, io.BytesIO, or PIL.Image.Image of mode RGB
+        A path as it is: its file is read when its turn comes.
+
+    Raises
+    ------
+    ImageError
+        An array, a Pillow image or a file object is not usable.
+    """
+    if isinstance(source, (np.ndarray, Image.Image)):
+        return read_picture(source)
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
+    return _in_memory(source) if hasattr(source, "read") else source
 
 
 def resize(image, shape):
@@ -218,17 +251,18 @@ def _encode(result: Any, name, target):
         np.savez(content, **result)
     else:
         try:
-            result.save(content, name, **(_ENCODING_OF_CLASSES if result.mode == "P" else _ENCODING))
+            encoding = _ENCODING_OF_CLASSES if result.mode == "P" else _ENCODING
+            result.save(content, name, icc_profile=result.info.get("icc_profile"), **encoding)
         except (OSError, ValueError) as error:
             size = "x".join(map(str, result.size))
             raise ImageError(f"{target}: {name} cannot hold {size} pixels ({error}); save it as .png") from error
     return content.getvalue()
 
 
-def _rgb(source: ImageSource) -> Image.Image:
-    """`read_picture`; a Pillow image in RGB as it is."""
+def _rgb(source: ImageSource) -> tuple[Image.Image, bytes | None]:
+    """`read_picture`, a Pillow image in RGB as it is; and its colour profile."""
     if isinstance(source, np.ndarray):
-        return _rgb_from_array(source)
+        return _rgb_from_array(source), None
     if isinstance(source, Image.Image):
         with _pillow_errors("PIL image"):
             return _rgb_from_pillow(source)
@@ -238,7 +272,8 @@ def _rgb(source: ImageSource) -> Image.Image:
         # Of a memoryview with gaps BytesIO makes nothing.
         return _rgb_from_file(io.BytesIO(bytes(source)), "picture data")
     if hasattr(source, "read"):
-        return _rgb_from_stream(source)
+        content = _in_memory(source)
+        return _rgb_from_file(content, content.name)
     raise ImageError(
         f"not a picture: {type(source).__name__}; pass a path, bytes, a binary file, a PIL image or a uint8 array"
     )
@@ -254,24 +289,42 @@ def _rgb_from_array(array):
     return picture.convert("RGB") if is_grey else picture
 
 
-def _rgb_from_stream(stream):
+def _in_memory(stream):
+    """All that a binary file holds, with its name; from its start, where it can go back there."""
     name = getattr(stream, "name", "file object")
     with _pillow_errors(name):
         is_binary = isinstance(stream.read(0), bytes)
-        if is_binary and not (hasattr(stream, "seekable") and stream.seekable()):
-            stream = io.BytesIO(stream.read())
+        if is_binary:
+            if hasattr(stream, "seekable") and stream.seekable():
+                stream.seek(0)
+            content = io.BytesIO(stream.read())
     if not is_binary:
         raise ImageError(f"{name}: opened as text; open it with mode 'rb'")
-    # Pillow rewinds it first, so a BytesIO that was just written to is read from its start.
-    return _rgb_from_file(stream, name)
+    content.name = name
+    return content
 
 
 def _rgb_from_file(file, name):
+    if _is_empty(file):
+        raise ImageError(f"{name}: is empty; copy or download it again")
     with _pillow_errors(name), Image.open(file) as picture:
+        if picture.format == "EPS":
+            raise ValueError("it is PostScript, which would have to be run")
         return _rgb_from_pillow(picture)
 
 
+def _is_empty(file):
+    if isinstance(file, io.BytesIO):
+        return not file.getbuffer()
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):  # Pillow will say what it is
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+
 def _rgb_from_pillow(picture):
+    """The picture in RGB, and its colour profile, if that is one of such colours."""
     # Not ImageOps.exif_transpose: it also writes the EXIF block anew, which fails on photos with odd tags. Loading
     # comes first because it turns a TIFF upright.
     picture.load()
@@ -286,17 +339,26 @@ def _rgb_from_pillow(picture):
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if picture.mode.startswith("I"):
-        # Pillow's own conversion to RGB clips at 255.
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("its pixels have 32 bits")
-        grey = (values >> 8).astype(np.uint8)
-        transparent = picture.info.get("transparency")
-        return _rgb_from_array(grey if transparent is None else np.where(values == transparent, np.uint8(255), grey))
+        return _rgb_from_16_bits(picture), None
+    profile = picture.info.get("icc_profile") if picture.mode in _MODES_OF_RGB else None
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB"), profile
+
+
+def _rgb_from_16_bits(picture):
+    # Pillow's own conversion to RGB clips at 255.
+    values = np.asarray(picture)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError("its pixels have 32 bits")
+    tags = getattr(picture, "tag_v2", {})
+    (bits,) = tags.get(ExifTags.Base.BitsPerSample, (16,))
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+        grey = ~grey  # 0 is white
+    transparent = picture.info.get("transparency")
+    return _rgb_from_array(grey if transparent is None else np.where(values == transparent, np.uint8(255), grey))
 
 
 @contextmanager
@@ -304,7 +366,7 @@ def _pillow_errors(name):
     """Turn whatever Pillow raises on a picture into one line that begins with `name`."""
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"{name}: not found; check the path") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: a folder; give a picture") from error
@@ -316,4 +378,7 @@ def _pillow_errors(name):
         raise ImageError(f"{name}: too many pixels to open; make it smaller") from error
     except Exception as error:
         # Its decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more on damaged files.
-        raise ImageError(f"{name}: cannot be decoded ({error}); copy it again or save it as JPEG or PNG") from error
+        if type(error).__module__.partition(".")[0] not in _MODULES_OF_DECODERS:
+            raise  # by a signal's handler, which may come at any time
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{name}: cannot be decoded ({reason}); copy it again or save it as JPEG or PNG") from error

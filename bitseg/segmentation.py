@@ -243,6 +243,7 @@ class Segmentation:
         picture = Image.new("RGB", is_object.shape[::-1])
         picture.paste(self.picture, mask=Image.fromarray(is_object))
         picture.putalpha(Image.fromarray(_soften(is_object)))
+        picture.info = self.picture.info.copy()
         return picture
 
     def to_coco(self, image_id: int = 0, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from .errors import BitsegError
-from .images import ImageSource, read_picture, resize, working_shape
+from .errors import BitsegError, unknown
+from .images import ImageSource, held, read_picture, resize, working_shape
 from .model_file import Model, find_model, read_model
 from .network.graph import SIZE_MULTIPLE, Network
 from .network.operations import Operations, available_threads
-from .palette import palette_for
+from .palette import PALETTES, palette_for
 from .segmentation import Segmentation
 
 DEFAULT_MODEL = "voc7-w2a2"
@@ -109,6 +109,8 @@ class Segmenter:
         jobs: int = 1,
     ):
         self._settings = threads, kernel, palette, jobs
+        if palette not in (None, "model", *PALETTES):
+            raise BitsegError(unknown("palette", palette, (*PALETTES, "model")))
         self.model = model
         self.class_names: tuple[str, ...] = model.architecture.classes
         self.palette = model.palette if palette == "model" else palette_for(self.class_names, palette or "safe")
@@ -119,8 +121,7 @@ class Segmenter:
         except ValueError as error:
             raise BitsegError(str(error)) from None
         self.network = Network(model, operations)
-        # By the number of jobs.
-        self._networks = {self.jobs: self.network}
+        self._shared = self.jobs, self.network
         # Kernels are compiled, or read from their cache, here and not while somebody waits for a mask.
         self.label_map(np.zeros((SIZE_MULTIPLE, SIZE_MULTIPLE, 3), np.uint8))
 
@@ -178,7 +179,7 @@ class Segmenter:
         ----------
         images : iterable
             Whatever `predict` takes. It may be endless: at most twice `jobs` photos are read before they are asked
-            for. An array or a Pillow image may change as soon as the next one is taken.
+            for. All but paths may change, or be closed, as soon as the next one is taken.
         size : int, "native" or None
             As for `predict`.
         jobs : int or None
@@ -251,12 +252,16 @@ class Segmenter:
         return mask, scores[:, : -(-inside[0] // 4), : -(-inside[1] // 4)]
 
     def _network_for(self, jobs):
-        """The network for so many photos at a time; all have the same weights."""
-        if jobs not in self._networks:
+        """The network, with the same weights, for so many photos at a time; the one for the latest number is kept."""
+        jobs = min(jobs, self.threads)  # more have one thread each, too
+        if jobs == min(self.jobs, self.threads):
+            return self.network
+        latest, network = self._shared
+        if latest != jobs:
             network = copy.copy(self.network)
             network.operations = Operations(self.threads, network.operations.kernel, jobs)
-            self._networks.setdefault(jobs, network)
-        return self._networks[jobs]
+            self._shared = jobs, network
+        return network
 
     def _long_side(self, size):
         if size is None:
@@ -301,11 +306,12 @@ def in_order(function, items, jobs, on_error=None):
     function : callable
         Called with one item, in a thread of its own.
     items : iterable
-        At most twice `jobs` are taken before they are asked for.
+        At most twice `jobs` are taken before they are asked for. Its error comes after the results of those before.
     jobs : int
     on_error : callable or None
         As for `Segmenter.predict_many`.
     """
+    items, failure = iter(items), None
     pending = deque()
     pool = ThreadPoolExecutor(jobs, "bitseg-photo")
 
@@ -323,10 +329,19 @@ def in_order(function, items, jobs, on_error=None):
                 yield result
 
     try:
-        for item in items:
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+                break
             pending.append((item, pool.submit(function, item)))
             yield from results(2 * jobs - 1)
         yield from results(0)
+        if failure is not None:
+            raise failure
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -339,11 +354,9 @@ def _is_one_photo(images):
 
 
 def _content(image):
-    """An image as it is now, or the error that it is: a frame buffer, or an animation, soon holds the next one."""
-    if not isinstance(image, (np.ndarray, Image.Image)):
-        return image
+    """An image as it is now, or the error that it is: what gives it may soon be closed, or hold the next one."""
     try:
-        return read_picture(image)
+        return held(image)
     except BitsegError as error:
         return error
 

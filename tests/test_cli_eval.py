@@ -121,6 +121,14 @@ def test_a_report_is_not_written_over_a_photo(folder):
     assert photo.read_bytes() == before
 
 
+@pytest.mark.parametrize("option", ["--root", "--split"])
+def test_the_empty_name_of_an_unset_variable_is_refused(folder, option):
+    options = {"--root": str(folder), "--split": "val", option: ""}
+    arguments = [word for pair in options.items() for word in pair]
+    result = CliRunner().invoke(evaluate, ["--dataset", "folder", *arguments])
+    assert result.exit_code == 2 and "the name is empty" in result.stderr
+
+
 def test_a_missing_root_is_named(tmp_path):
     result = run("--dataset", "cityscapes", "--root", tmp_path / "nowhere", "--split", "test")
     assert_one_clear_line(result, f"{tmp_path / 'nowhere'}: there is no such folder")

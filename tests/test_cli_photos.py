@@ -68,6 +68,19 @@ def test_results_of_earlier_runs_are_not_taken_as_photos(result):
     assert found("a.png", result) == ["a.png"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_in_a_folder_are_no_photos():
+    put("in/photo.jpg")
+    os.mkfifo("in/pipe.jpg")
+    assert found("in") == found("in/*.jpg") == [path("in", "photo.jpg")]
+
+
+def test_a_folder_with_nothing_but_names_of_results_says_what_is_wrong():
+    put("in/frame.color.png")
+    with pytest.raises(BitsegError, match="named like a result"):
+        found("in")
+
+
 def test_a_photo_whose_name_only_looks_like_that_of_a_result_is_one():
     put("diver.jpg", "diver.mask.jpg", "diver.json.png")  # no kind of result ends so
     assert found(".") == ["diver.jpg", "diver.json.png", "diver.mask.jpg"]

@@ -21,6 +21,7 @@ from bitseg import segmenter as segmenter_module
 from bitseg.cli import main
 from bitseg.cli.predict import KINDS
 from bitseg.images import OUTPUT_FORMATS
+from bitseg.kernels import cache as kernel_cache
 from bitseg.model_file import installed_models
 from bitseg.segmenter import DEFAULT_MODEL
 
@@ -277,6 +278,17 @@ def test_without_standard_error_nothing_else_goes_to_standard_output(tmp_path):
     words = ["sh", "-c", '"$@" 2>&-', "sh", *command(), "predict", str(CHELSEA), "-o", "-"]
     content = subprocess.run(words, stdout=subprocess.PIPE, env=environment).stdout
     assert content.startswith(b"\x89PNG") and content == bitseg("predict", CHELSEA, "-o", "-", text=False).stdout
+    for arguments, status in ((["missing.jpg", "-o", "-"], 1), (["--opacity", "2"], 2)):
+        failed = subprocess.run([*words[:-3], *arguments], stdout=subprocess.PIPE)
+        assert (failed.returncode, failed.stdout) == (status, b"")
+
+
+def test_a_quiet_first_run_compiles_without_a_word(tmp_path, predict, capsys):
+    for options, said in (((), "compiling"), (("--quiet",), "")):
+        predict(CHELSEA, "-o", tmp_path / "mask.png", *options)
+        kernel_cache._announce("once")  # as if something had to be compiled
+        error = capsys.readouterr().err
+        assert said in error if said else error == ""
 
 
 def test_a_part_of_standard_output_is_not_taken_for_all(tmp_path):
@@ -413,7 +425,9 @@ def test_progress_in_a_log_is_a_line_now_and_then(album, predict, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
-@pytest.mark.parametrize("sent, status, said", [("SIGINT", 130, "Interrupted\n"), ("SIGTERM", 143, "")])
+@pytest.mark.parametrize(
+    "sent, status, said", [("SIGINT", 130, "Interrupted\n"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")]
+)
 def test_interrupt_leaves_only_whole_results(tmp_path, sent, status, said):
     folder, output = tmp_path / "photos", tmp_path / "out"
     folder.mkdir()
@@ -618,6 +632,7 @@ def test_names_that_the_encoding_of_the_terminal_lacks(tmp_path):
         ["--as", "json", "--overlay"],
         ["--palette", "grey"],
         ["--opacity", "2", "--overlay"],
+        ["--opacity", "nan", "--overlay"],
         ["--opacity", "0.5"],
         ["--classes", "cat,"],
         ["-o", ""],

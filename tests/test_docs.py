@@ -173,7 +173,7 @@ def test_endpoint_answers_a_photo_with_json(endpoint, examples, chelsea):
     "method, path, body, headers, status, line",
     [
         ("POST", "/mask", b"no picture", {}, 415, "picture data: not a picture"),
-        ("POST", "/mask", b"", {}, 415, "picture data: not a picture"),
+        ("POST", "/mask", b"", {}, 415, "picture data: is empty"),
         ("POST", "/masks", b"photo", {}, 404, "no such path: POST a photo to /mask, "),
         ("GET", "/mask", None, {}, 405, "POST a photo to /mask, "),
         ("PUT", "/mask", b"photo", {}, 501, "Unsupported method"),

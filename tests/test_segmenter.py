@@ -132,6 +132,7 @@ def test_networks_of_many_photos_are_made_once():
         assert len(list(segmenter.predict_many(images, jobs=2))) == 4
     network = segmenter._network_for(2)
     assert network is segmenter._network_for(2) and network.operations.threads == 3
+    assert segmenter._network_for(5) is segmenter._network_for(50) is not network
     assert segmenter._network_for(1) is segmenter.network and segmenter.network.operations.threads == 5
     assert network.layers is segmenter.network.layers
 
@@ -253,6 +254,47 @@ def test_an_array_that_is_no_photo_is_reported_as_it_was_given(small):
     assert len(list(small.predict_many(images, on_error=lambda image, error: reported.append((image, error))))) == 2
     ((image, error),) = reported
     assert image is refused and isinstance(error, ImageError)
+
+
+def test_buffers_and_files_may_change_or_be_closed_once_the_next_one_is_taken(small, tmp_path):
+    contents = []
+    for shade in range(0, 240, 20):
+        Image.new("RGB", (40, 30), (shade, 0, 0)).save(tmp_path / "photo.png")
+        contents.append((tmp_path / "photo.png").read_bytes())
+
+    def buffers():
+        buffer = bytearray()
+        for content in contents:
+            buffer[:] = content
+            yield buffer
+
+    def views():
+        buffer = bytearray(max(map(len, contents)))
+        for content in contents:
+            buffer[: len(content)] = content
+            yield memoryview(buffer)[: len(content)]
+
+    def files():
+        for content in contents:
+            (tmp_path / "photo.png").write_bytes(content)
+            with open(tmp_path / "photo.png", "rb") as file:
+                yield file
+
+    for images in (buffers, views, files):
+        found = [segmentation.image[0, 0, 0] for segmentation in small.predict_many(images(), jobs=2)]
+        assert found == [*range(0, 240, 20)]
+
+
+def test_what_comes_before_an_error_of_the_source_is_segmented(small):
+    def camera():
+        yield from photos(5)
+        raise ConnectionError("camera lost")
+
+    segmentations = []
+    with pytest.raises(ConnectionError, match="camera lost"):
+        segmentations.extend(small.predict_many(camera(), jobs=2))
+    for image, segmentation in zip(photos(5), segmentations, strict=True):
+        np.testing.assert_array_equal(segmentation.image, image)
 
 
 @pytest.mark.parametrize("images", ["photo.jpg", b"content", io.BytesIO(), photos(1)[0], Image.new("RGB", (9, 9))])

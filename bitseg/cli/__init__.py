@@ -33,6 +33,9 @@ class _Commands(click.Group):
     """Commands that report an error the user can mend as one line, without a traceback."""
 
     def main(self, *args, **kwargs):
+        if sys.stderr is None:
+            # It was closed; click would write to standard output instead, among the result.
+            sys.stderr = open(os.devnull, "w")
         try:
             return super().main(*args, **kwargs)
         except OSError as error:

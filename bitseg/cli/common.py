@@ -13,32 +13,44 @@ import click
 from ..errors import BitsegError
 from ..files import write_all
 
-TERMINATED = 143
-"""Exit status that shells know as the request to end that ``kill`` sends: 128 and the number of the signal."""
-
 LARGEST_SIDE = 65535
 """Pixels; no JPEG is larger."""
 
 
 def exit_when_terminated():
-    """End the process as an error does when it is asked to end (SIGTERM).
+    """End the process as an error does when it is asked to end (SIGTERM), or its terminal is closed (SIGHUP).
 
-    Otherwise it would end at once, and leave what it has written of a file, and other processes that work for it.
+    Otherwise it would end at once, and leave what it has written of a file, and other processes that work for it. The
+    exit status is what a shell would say of such an end: 128 and the number of the signal.
     """
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if on_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _end)
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
 
 
 def _end(number, frame):
     """Raise `SystemExit`; while llvmlite is called back from C, where an exception would be lost, a moment later."""
     while frame is not None:
         if frame.f_code.co_name == "_raw_object_cache_notify":
-            signal.signal(signal.SIGALRM, _end)
+            signal.signal(signal.SIGALRM, lambda _, frame: _end(number, frame))
             signal.setitimer(signal.ITIMER_REAL, 0.01)
             return
         frame = frame.f_back
-    sys.exit(TERMINATED)
+    sys.exit(128 + number)
+
+
+class Name(click.ParamType):
+    """A text; not the empty one that an unset shell variable gives."""
+
+    name = "text"
+
+    def convert(self, value, param, context):
+        if not value:
+            self.fail("the name is empty", param, context)
+        return value
 
 
 class FileName(click.Path):
@@ -109,6 +121,16 @@ class ClassNames(click.ParamType):
         return names
 
 
+class Share(click.FloatRange):
+    """A number in a range, which NaN is not."""
+
+    def convert(self, value, param, context):
+        number = super().convert(value, param, context)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number", param, context)
+        return number
+
+
 def complete_model(context, param, incomplete):
     from click.shell_completion import CompletionItem
 
@@ -159,12 +181,12 @@ classes_option = click.option(
     "--classes", type=ClassNames(), show_default="all", help="Keep only these, the rest becomes background: cat,dog."
 )
 opacity_option = click.option(
-    "--opacity", type=click.FloatRange(0, 1), show_default="0.5", help="Strength of the tint of an overlay."
+    "--opacity", type=Share(0, 1), show_default="0.5", help="Strength of the tint of an overlay."
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 
 
-def load_segmenter(model, threads, jobs, kernel, palette=None, classes=None, pictures=math.inf):
+def load_segmenter(model, threads, jobs, kernel, palette=None, classes=None, pictures=math.inf, quiet=False):
     """Load a model for several pictures at a time, each on its part of the threads.
 
     Parameters
@@ -173,6 +195,8 @@ def load_segmenter(model, threads, jobs, kernel, palette=None, classes=None, pic
         Values of the options of these names.
     pictures : int
         How many there are, and so how many at most are in work at a time.
+    quiet : bool
+        Whether to compile without a word.
 
     Returns
     -------
@@ -186,11 +210,13 @@ def load_segmenter(model, threads, jobs, kernel, palette=None, classes=None, pic
         The model does not exist, or does not know one of the classes.
     """
     with _no_garbage_collection():
+        from ..kernels import cache
         from ..kernels.program import compile_in_two_processes
         from ..network.operations import available_threads
         from ..segmentation import class_id
         from ..segmenter import load
 
+        cache.announces = not quiet
         compile_in_two_processes()
         threads = threads or available_threads()
         jobs = min(jobs or threads, pictures)
@@ -249,7 +275,7 @@ def check_standard_output(written):
         It is closed, or a terminal, which `written` would garble.
     """
     if sys.stdout is None:
-        raise BitsegError("standard output is closed; name a file with -o")
+        raise BitsegError(f"standard output is closed; send {written} to a file or a pipe")
     if sys.stdout.isatty():
         raise BitsegError(f"standard output is the terminal; send {written} to a file or a pipe")
 

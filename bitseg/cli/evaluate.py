@@ -6,6 +6,8 @@ import sys
 import click
 
 from .common import (
+    FileName,
+    Name,
     json_option,
     kernel_option,
     load_segmenter,
@@ -24,8 +26,8 @@ from .common import (
     required=True,
     help="Kind of data set, which says where photos and masks lie.",
 )
-@click.option("--root", type=click.Path(), required=True, help="Folder of the data set.")
-@click.option("--split", default="val", help="Part of it to measure on.")
+@click.option("--root", type=FileName(), required=True, help="Folder of the data set.")
+@click.option("--split", type=Name(), default="val", help="Part of it to measure on.")
 @working_size_option("--size", "Long side at which a larger photo is segmented. It is scored at its own size.")
 @threads_option
 @kernel_option

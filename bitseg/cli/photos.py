@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,7 +115,7 @@ def _expand(text, recursive, on_error):
         for path in sorted(glob.glob(text, recursive=True)):
             if os.path.isdir(path):
                 photos += _photos_in(path, recursive, on_error)
-            elif _is_photo(path):
+            elif _is_photo(path) and not _is_result(path):
                 photos.append(Photo(Path(path), Path(Path(path).name)))
         if not photos:
             on_error(ImageError(f"{text}: matches no photo; check the pattern"))
@@ -123,25 +124,39 @@ def _expand(text, recursive, on_error):
 
 
 def _photos_in(folder, recursive, on_error):
-    photos, unreadable, has_folders = [], [], False
+    photos, unreadable, has_folders, has_results = [], [], False, False
     for parent, folders, files in os.walk(folder, onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         has_folders = has_folders or bool(folders)
-        paths = [Path(parent, name) for name in sorted(files) if _is_photo(name)]
-        photos += [Photo(path, path.relative_to(folder)) for path in paths]
+        paths = [path for name in sorted(files) if _is_photo(path := Path(parent, name))]
+        photos += [Photo(path, path.relative_to(folder)) for path in paths if not _is_result(path)]
+        has_results = has_results or any(map(_is_result, paths))
         if not recursive:
             break
     for error in unreadable:
         on_error(ImageError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions"))
     if not photos and not unreadable:
         mend = "--recursive looks into its folders" if has_folders and not recursive else "give one with .jpg files"
+        if has_results:
+            mend = "those named like a result (photo.mask.png) are none; name them one by one if they are"
         on_error(ImageError(f"{folder}: no photos in this folder; {mend}"))
     return photos
 
 
 def _is_photo(path):
-    is_hidden = os.path.basename(path).startswith(".")
-    return Path(path).suffix.lower() in PHOTO_ENDINGS and _name_of_photo(path) is None and not is_hidden
+    """Whether a file in a folder is a photo, or the result of one; of a pipe nobody knows whether anything comes."""
+    if Path(path).suffix.lower() not in PHOTO_ENDINGS or os.path.basename(path).startswith("."):
+        return False
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return True  # reading it will say why not
+
+
+def _is_result(path):
+    """Whether a file has the name that a result gets where none is given."""
+    kind = Path(Path(path).stem).suffix[1:]
+    return kind in OUTPUT_FORMATS and Path(path).suffix == next(iter(OUTPUT_FORMATS[kind]))
 
 
 def _name_of_photo(path):
@@ -171,7 +186,7 @@ def _check_distinct(tasks):
             continue
         other = photos.setdefault(os.path.normcase(os.path.abspath(target)), photo)
         if other is not photo:
-            raise BitsegError(f"{other} and {photo} would both become {target}; segment them in two runs")
+            raise BitsegError(f"{other} and {photo} would both become {target}; give each a folder of its own with -o")
 
 
 def _check_photos_stay(tasks):

@@ -105,6 +105,7 @@ def predict(
         raise click.UsageError("--classes is not for --as scores, which has those of every class")
     from .photos import find_photos, plan
 
+    output = "-" if output == "/dev/stdout" else output
     failures: list[BitsegError] = []
     tasks = plan(find_photos(inputs, recursive, failures.append), kind, output)
     named = len(tasks) + len(failures)
@@ -115,7 +116,7 @@ def predict(
 
     lines = []
     if waiting:
-        segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes, len(waiting))
+        segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes, len(waiting), quiet)
         segment = _segment_function(segmenter, kind, classes, opacity, size)
         if named == 1:
             lines = _describe(segment(*waiting), kind, *waiting)
@@ -158,7 +159,8 @@ def _segment_function(segmenter, kind, classes, opacity, size):
                 _make_folder(task.target.parent)
                 segmentation.save(task.target, kind, **options)
         except MemoryError as error:
-            raise ImageError(f"{task.photo}: not enough memory; give a smaller --size") from error
+            mend = "make the photo smaller, or give a smaller --size"
+            raise ImageError(f"{task.photo}: not enough memory; {mend}") from error
         return segmentation
 
     return segment

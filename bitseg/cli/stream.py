@@ -58,7 +58,7 @@ def stream(size, kind, model, classes, opacity, palette, working_size, threads, 
     frames = _frames(standard_input("raw frames"), *size, errors.append)
     check_standard_output("the frames")
 
-    segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes)
+    segmenter, jobs = load_segmenter(model, threads, jobs, kernel, palette, classes, quiet=quiet)
 
     from ..segmenter import in_order
 

@@ -43,13 +43,15 @@ def _kernel_sources():
 
 
 _SOURCES = _kernel_sources()
-_announced = False
+
+announces = True
+"""Whether to say on stderr that kernels are compiled, once."""
 
 
 def _announce(place):
-    global _announced
-    if not _announced:
-        _announced = True
+    global announces
+    if announces:
+        announces = False
         # Without a stderr `print` would take stdout, where the result goes.
         if sys.stderr is not None:
             with suppress(OSError):
