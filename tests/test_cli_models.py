@@ -157,6 +157,8 @@ def test_info_says_what_is_wrong_with_its_arguments(arguments, words):
 
 def test_bench_and_info_count_the_same_operations():
     report = json.loads(bitseg("bench", "--preset", "thin50", "--size", "96x64", "--rounds", 1, "--json").stdout)
+    assert report["threads"] >= 1 and report["kernel"] == "auto"
+    assert 0.5 < sum(operation["share"] for operation in report["operations"]) < 2
     counted = {operation["name"]: operation["multiplications"] for operation in report["operations"]}
     cost = network_cost(preset_model("thin50", "2-2").architecture, 64, 96)
     layers = {layer.name: layer.multiplications for layer in cost.layers}

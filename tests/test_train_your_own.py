@@ -57,7 +57,14 @@ def checkout(tmp_path, own_data):
     """A copy of what the commands need of a checkout, with a small network and few iterations."""
     shutil.copytree(ROOT / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     stages = [
-        tiny_training.stage(stage.name, (stage.weight_bits, stage.activation_bits), 2, distillation=stage.distillation)
+        tiny_training.stage(
+            stage.name,
+            (stage.weight_bits, stage.activation_bits),
+            min(stage.iterations, 2),
+            distillation=stage.distillation,
+            norm_batches=min(stage.norm_batches, 1),
+            norm_augmented=stage.norm_augmented,
+        )
         for stage in read_config(CONFIG, own_data).stages
     ]
     tiny = tiny_training.write_config(tmp_path / "tools" / "train" / "configs" / "own-data.toml", *stages)
@@ -109,7 +116,7 @@ def test_the_configuration_fits_the_model_it_starts_from_and_the_commands(own_da
     )
     checkpoints = {f"{stage.name}.pt" for stage in config.stages}
     mentioned = set(re.findall(r"runs/own/(\S+\.pt)", DOCUMENT))
-    assert mentioned <= checkpoints and {"float.pt", "w2a2.pt"} <= mentioned
+    assert mentioned <= checkpoints and {"float.pt", "w2a2-augmented.pt"} <= mentioned
     assert config.stages[0].distillation == 0, "there is no teacher yet"
 
 

@@ -34,6 +34,7 @@ from bitseg.presets import PRESETS, preset_model
 if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).parent.parent))
 from tools import avx2_only
+from tools.provenance import current_commit, today
 
 PHOTO = Path(__file__).parent.parent / "examples" / "astronaut.jpg"
 
@@ -42,6 +43,9 @@ MODEL_FILE = "model.h5"
 
 LEAST_AGREEMENT = 0.999
 """Share of pixels on which the two fp32 engines must agree: they differ in the order of sums only."""
+
+WARM_UP = 2
+"""Runs of each engine that are not timed."""
 
 PAUSE = 0.1
 """Seconds after which threads of other engines no longer look for work, with some to spare: 0.03 were enough."""
@@ -182,7 +186,7 @@ def _int8_file(model, height, width, folder):
     return str(path)
 
 
-def time_engines(engines, image, rounds, wakes=False, warm_up=2, asleep=None):
+def time_engines(engines, image, rounds, wakes=False, warm_up=WARM_UP, asleep=None):
     """Milliseconds of every round, a dict of lists: each round times every engine once, in turn.
 
     wakes : bool
@@ -279,7 +283,8 @@ def _cpu():
     name = lines.get("model name", platform.processor())
     if avx2_only.is_on():
         name, features = f"{name}, AVX2 only", [flag for flag in features if flag in ("avx2", "fma")]
-    return {"name": name, "features": features, "cores": os.cpu_count()}
+    model = [lines.get(entry) for entry in ("vendor_id", "cpu family", "model")]
+    return {"name": name, "family_and_model": model, "features": features, "cores": os.cpu_count()}
 
 
 def network_options(command):
@@ -350,7 +355,10 @@ def main(preset, bits, model_name, size, threads, rounds, json_file, memory, mem
         "size": f"{width}x{height}",
         "threads": threads,
         "rounds": rounds,
+        "warm_up": WARM_UP,
         "fp32_agreement": agreement,
+        "commit": current_commit(),
+        "date": today(),
         "cpu": _cpu(),
         "versions": {name: version(name) for name in ("numba", "numpy", "onnxruntime", "openvino")},
         "python": platform.python_version(),

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from bitseg.files import check_writable
 from bitseg.model_file import Model, write_model
 from bitseg.palette import palette_for
 from bitseg.segmenter import Segmenter
+from tools.provenance import current_commit
 from tools.train.checkpoint import load_network
 from tools.train.data import Batches, normalise
 from tools.train.errors import TrainingError
@@ -81,16 +81,6 @@ def _quantize_to_8_bits(network, config, data):
         network.architecture = replace(network.architecture, stream_weight_bits=8)
     network.set_bits(8, 8)
     network.calibrate(normalise(images, config.preprocessing))
-
-
-def current_commit():
-    """Commit of the checkout that this runs from, or 'unknown' outside one."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return result.stdout.strip() or "unknown"
 
 
 @click.command()

@@ -10,7 +10,6 @@ than their configurations have; what they make is kept beside it, in ``ROW.seed-
 
 import json
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean
 
@@ -22,7 +21,8 @@ from bitseg.errors import BitsegError
 from bitseg.evaluation import evaluate, scores
 from bitseg.files import write_safely
 from bitseg.segmenter import Segmenter
-from tools.convert import convert, current_commit
+from tools.convert import convert
+from tools.provenance import current_commit, today
 from tools.train.checkpoint import read_checkpoint
 from tools.train.config import config_from_dict, read_toml
 from tools.train.errors import DivergenceError, TrainingError
@@ -184,7 +184,7 @@ def run_row(row, data, runs, pretrained):
         "classes": list(row.config.architecture.classes),
         **accuracy,
         "seed": row.config.seed,
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": today(),
         "commit": current_commit(),
         "experiment": row.experiment,
         "config": row.config.as_dict(),

@@ -26,16 +26,26 @@ def bench(model, preset, bits, size, threads, kernel, rounds, as_json):
         raise click.UsageError("give --preset or --model, not both")
     from ..bench import time_operations
     from ..model_file import find_model, read_model
+    from ..network.operations import available_threads
     from ..presets import preset_model
 
     network = preset_model(preset, bits or "2-2") if preset else read_model(find_model(model))
     try:
+        threads = threads or available_threads()
         operations, total = time_operations(network, size[1], size[0], threads, kernel, rounds)
     except ValueError as error:
         raise BitsegError(str(error)) from None
     if as_json:
-        layers = [{**vars(operation), "gmac_per_second": operation.gmac_per_second} for operation in operations]
-        click.echo(json.dumps({"model": network.name, "size": size, "total_ms": total, "operations": layers}, indent=2))
+        layers = [
+            {
+                **vars(operation),
+                "share": operation.milliseconds / total,
+                "gmac_per_second": operation.gmac_per_second,
+            }
+            for operation in operations
+        ]
+        settings = {"model": network.name, "size": size, "threads": threads, "kernel": kernel, "rounds": rounds}
+        click.echo(json.dumps({**settings, "total_ms": total, "operations": layers}, indent=2))
         return
     rows = [("OPERATION", "ms", "SHARE", "MMAC", "GMAC/s")]
     for operation in operations:
