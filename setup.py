@@ -21,6 +21,6 @@ setup(
     package_dir={"bitseg.weights": "weights"},
     package_data={"bitseg": ["py.typed"], "bitseg.weights": ["*.h5", "README.md"]},
     install_requires=["click>=8.1", "h5py>=3.8", "numba>=0.60", "numpy>=1.26", "pillow>=10.1"],
-    extras_require={"test": ["pytest>=7.4", "pytest-benchmark>=4"], "lint": ["mypy>=1.8", "ruff>=0.6"]},
+    extras_require={"test": ["click>=8.2", "pytest>=7.4", "pytest-benchmark>=4"], "lint": ["mypy>=1.8", "ruff>=0.6"]},
     entry_points={"console_scripts": ["bitseg = bitseg.cli:main"]},
 )

@@ -47,6 +47,9 @@ megapixels, and values that differ by 0.2 of 255 in the mean."""
 _MODES_OF_RGB = "RGB", "RGBA", "RGBX", "P", "PA"
 """Whose colour profile is that of the same picture in RGB, too."""
 
+_LARGEST_PROFILE = 1 << 20
+"""Bytes; Pillow reads no larger one from a PNG."""
+
 _MODULES_OF_DECODERS = sys.stdlib_module_names | {"PIL"}
 """Where the exceptions are defined that come from a picture or its file."""
 
@@ -129,11 +132,13 @@ def held(source: ImageSource) -> ImageSource:
     ImageError
         An array, a Pillow image or a file object is not usable.
     """
+    if isinstance(source, (str, bytes, os.PathLike)):
+        return source
     if isinstance(source, (np.ndarray, Image.Image)):
         return read_picture(source)
     if isinstance(source, (bytearray, memoryview)):
         return bytes(source)
-    return _in_memory(source) if hasattr(source, "read") else source
+    return _in_memory(source, _name_of(source)) if hasattr(source, "read") else source
 
 
 def resize(image, shape):
@@ -272,8 +277,7 @@ def _rgb(source: ImageSource) -> tuple[Image.Image, bytes | None]:
         # Of a memoryview with gaps BytesIO makes nothing.
         return _rgb_from_file(io.BytesIO(bytes(source)), "picture data")
     if hasattr(source, "read"):
-        content = _in_memory(source)
-        return _rgb_from_file(content, content.name)
+        return _rgb_from_stream(source)
     raise ImageError(
         f"not a picture: {type(source).__name__}; pass a path, bytes, a binary file, a PIL image or a uint8 array"
     )
@@ -289,23 +293,53 @@ def _rgb_from_array(array):
     return picture.convert("RGB") if is_grey else picture
 
 
-def _in_memory(stream):
+def _name_of(stream):
+    return getattr(stream, "name", "file object")
+
+
+def _rgb_from_stream(stream):
+    name = _name_of(stream)
+    # Pillow rewinds it, so a BytesIO that was just written to is read from its start.
+    return _rgb_from_file(stream if _is_seekable(stream, name) else _in_memory(stream, name), name)
+
+
+def _in_memory(stream, name):
     """All that a binary file holds, with its name; from its start, where it can go back there."""
-    name = getattr(stream, "name", "file object")
-    with _pillow_errors(name):
-        is_binary = isinstance(stream.read(0), bytes)
-        if is_binary:
-            if hasattr(stream, "seekable") and stream.seekable():
-                stream.seek(0)
-            content = io.BytesIO(stream.read())
-    if not is_binary:
-        raise ImageError(f"{name}: opened as text; open it with mode 'rb'")
+    goes_back = _is_seekable(stream, name)
+    with _stream_errors(name):
+        if goes_back:
+            stream.seek(0)
+        content = io.BytesIO(stream.read())
     content.name = name
     return content
 
 
+def _is_seekable(stream, name):
+    with _stream_errors(name):
+        is_binary = isinstance(stream.read(0), bytes)
+        is_seekable = hasattr(stream, "seekable") and stream.seekable()
+    if not is_binary:
+        raise ImageError(f"{name}: opened as text; open it with mode 'rb'")
+    return is_seekable
+
+
+@contextmanager
+def _stream_errors(name):
+    """Turn whatever reading a file object raises into one line: that may be anybody's exception."""
+    try:
+        yield
+    except Exception as error:
+        raise ImageError(f"{name}: cannot be read ({_reason(error)}); copy or download it again") from error
+
+
+def _reason(error):
+    return str(error) or type(error).__name__
+
+
 def _rgb_from_file(file, name):
-    if _is_empty(file):
+    with _pillow_errors(name):
+        is_empty = _is_empty(file)
+    if is_empty:
         raise ImageError(f"{name}: is empty; copy or download it again")
     with _pillow_errors(name), Image.open(file) as picture:
         if picture.format == "EPS":
@@ -314,12 +348,9 @@ def _rgb_from_file(file, name):
 
 
 def _is_empty(file):
-    if isinstance(file, io.BytesIO):
-        return not file.getbuffer()
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):  # Pillow will say what it is
-        return False
+    if hasattr(file, "seek"):
+        return file.seek(0, os.SEEK_END) == 0
+    status = os.stat(file)
     return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
@@ -341,6 +372,8 @@ def _rgb_from_pillow(picture):
     if picture.mode.startswith("I"):
         return _rgb_from_16_bits(picture), None
     profile = picture.info.get("icc_profile") if picture.mode in _MODES_OF_RGB else None
+    if not isinstance(profile, bytes) or len(profile) > _LARGEST_PROFILE:
+        profile = None
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -353,7 +386,7 @@ def _rgb_from_16_bits(picture):
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError("its pixels have 32 bits")
     tags = getattr(picture, "tag_v2", {})
-    (bits,) = tags.get(ExifTags.Base.BitsPerSample, (16,))
+    bits = min(tags.get(ExifTags.Base.BitsPerSample, (16,))[0], 16)
     grey = (values >> (bits - 8)).astype(np.uint8)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
         grey = ~grey  # 0 is white
@@ -380,5 +413,5 @@ def _pillow_errors(name):
         # Its decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more on damaged files.
         if type(error).__module__.partition(".")[0] not in _MODULES_OF_DECODERS:
             raise  # by a signal's handler, which may come at any time
-        reason = str(error) or type(error).__name__
-        raise ImageError(f"{name}: cannot be decoded ({reason}); copy it again or save it as JPEG or PNG") from error
+        mend = "copy it again or save it as JPEG or PNG"
+        raise ImageError(f"{name}: cannot be decoded ({_reason(error)}); {mend}") from error

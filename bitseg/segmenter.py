@@ -1,6 +1,7 @@
 """Photo in, segmentation out: sizes, padding, and the network bound to its threads."""
 
 import copy
+import io
 import math
 import os
 import time
@@ -224,7 +225,8 @@ class Segmenter:
             return self._predict(network, content, long_side, scores)
 
         report = None if on_error is None else lambda taken, error: on_error(taken[0], error)
-        return in_order(predict, ((image, _content(image)) for image in images), jobs, report)
+        segmentations = in_order(predict, ((image, _content(image)) for image in images), jobs, report)
+        return _ended_by(network.operations.shrink, segmentations)
 
     def label_map(self, photo: np.ndarray, size: int | Literal["native"] | None = None) -> np.ndarray:
         """Class ids of a photo: uint8 RGB array (height, width, 3) in, uint8 array (height, width) out.
@@ -346,11 +348,19 @@ def in_order(function, items, jobs, on_error=None):
         pool.shutdown(cancel_futures=True)
 
 
+def _ended_by(function, results):
+    """The results, after which, or after an error or an early end, a function is called."""
+    try:
+        yield from results
+    finally:
+        function()
+
+
 def _is_one_photo(images):
     if isinstance(images, np.ndarray):
         return images.ndim < 3 or (images.ndim == 3 and images.shape[2] == 3)
-    of_one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
-    return isinstance(images, of_one) or hasattr(images, "read")
+    of_one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, io.IOBase)
+    return isinstance(images, of_one) or (hasattr(images, "read") and not hasattr(images, "__iter__"))
 
 
 def _content(image):

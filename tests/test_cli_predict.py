@@ -424,6 +424,13 @@ def test_progress_in_a_log_is_a_line_now_and_then(album, predict, monkeypatch):
     assert "photos/s" in lines[1] and lines[1].endswith(" s left")
 
 
+def as_in_a_terminal():
+    """Signals as a process gets them there: the background jobs of a shell, and what they start, ignore some."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
 @pytest.mark.parametrize(
     "sent, status, said", [("SIGINT", 130, "Interrupted\n"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")]
@@ -438,8 +445,7 @@ def test_interrupt_leaves_only_whole_results(tmp_path, sent, status, said):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background jobs, and what they start, ignore the signal.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=as_in_a_terminal,
     )
     patience = time.monotonic() + 60
     while not (output.exists() and len(os.listdir(output)) > 2) and time.monotonic() < patience:
@@ -463,7 +469,7 @@ def test_no_process_is_left_of_a_first_run_that_is_ended(tmp_path, sent):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=as_in_a_terminal,
     )
     assert "compiling" in process.stderr.readline()
     time.sleep(1)

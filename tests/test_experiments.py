@@ -138,7 +138,7 @@ class TestRun:
         path.write_text(path.read_text().replace("iterations = 3", "iterations = 30"))
         for row in ("tiny/low", "tiny/float"):
             (tables / "results" / "tiny" / "float.json").unlink(missing_ok=True)
-            assert "float.pt: was trained with another configuration" in run(row, exit_code=1).stderr
+            assert "float.pt: stage 'float' has begun and can no longer change" in run(row, exit_code=1).stderr
         assert not (tables / "results" / "tiny" / "float.json").exists()
 
     def test_another_seed_trains_the_row_and_what_it_starts_from_once_more(self, tables, run):

@@ -10,7 +10,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, ExifTags, Image, ImageChops
+from PIL import EpsImagePlugin, ExifTags, Image, ImageChops, JpegImagePlugin
 
 from bitseg.errors import ImageError
 from bitseg.images import check_output, read_image, read_picture, resize, save_result, working_shape
@@ -202,18 +202,34 @@ def test_postscript_is_not_run(tmp_path, monkeypatch):
         read_image(tmp_path / "a.jpg")
 
 
-def test_what_a_signal_raises_is_not_taken_for_a_damaged_picture():
-    class TooSlow(Exception):
-        pass
+class Foreign(Exception):
+    """Of no library that reads pictures."""
 
-    class Slow(io.BytesIO):
+
+def test_what_a_signal_raises_is_not_taken_for_a_damaged_picture(monkeypatch, examples):
+    def interrupted(picture):
+        raise Foreign("time limit")
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", interrupted)
+    with pytest.raises(Foreign):
+        read_image(examples / "chelsea.jpg")
+
+
+def test_what_a_stream_raises_is_its_error():
+    class Stream(io.RawIOBase):
         def read(self, size=-1):
             if size:
-                raise TooSlow
+                raise Foreign
             return b""
 
-    with pytest.raises(TooSlow):
-        read_image(Slow(b"a picture"))
+    with pytest.raises(ImageError, match=r"file object: cannot be read \(Foreign\); copy or download it again"):
+        read_image(Stream())
+
+
+def test_32_bits_that_hold_16_are_read_as_16(tmp_path):
+    values = np.array([[0, 0x8000, 0xFFFF]], np.int32)
+    Image.fromarray(values).save(tmp_path / "wide.tif")
+    assert read_image(tmp_path / "wide.tif")[0, :, 0].tolist() == [0, 128, 255]
 
 
 @pytest.mark.parametrize("bits, photometric", [(12, 1), (16, 0), (16, 1)])
@@ -244,7 +260,7 @@ def test_closed_file_is_one_clear_line(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"")
     with open(tmp_path / "photo.png", "rb") as file:
         pass
-    with pytest.raises(ImageError, match=r"photo\.png: cannot be decoded .*closed file"):
+    with pytest.raises(ImageError, match=r"photo\.png: cannot be read .*closed file"):
         read_image(file)
 
 
@@ -339,6 +355,13 @@ def test_what_is_made_of_a_photo_has_its_colour_profile(tmp_path, kind, mode):
         save_result(read.copy(), tmp_path / f"a.{ending}", "overlay")
         with Image.open(tmp_path / f"a.{ending}") as saved:
             assert saved.info["icc_profile"] == b"wide colours"
+
+
+@pytest.mark.parametrize("profile", ["text", 7, b"x" * 2**21])
+def test_what_is_no_colour_profile_is_left_out(profile):
+    picture = Image.new("RGB", (8, 5))
+    picture.info["icc_profile"] = profile
+    assert read_picture(picture).info == {}
 
 
 @pytest.mark.parametrize("kind, mode", [("JPEG", "CMYK"), ("PNG", "L"), ("PNG", "I;16")])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_training import random_input, relative_error, torch
 
+from tools.train import fusion
 from tools.train.quantizers import (
     ActivationQuantizer,
     DoReFaActivationQuantizer,
@@ -213,7 +214,6 @@ class TestDoReFaWeights:
         assert DoReFaWeightQuantizer(1)(weight) is weight
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="without a C++ compiler nothing is compiled")
 def _bent(weight, bits):
     """What DoReFa rounds."""
     return weight.clone() if bits == 1 else weight.tanh() / weight.tanh().abs().max()
@@ -248,6 +248,7 @@ def test_a_share_of_rounding_mixes_both_values_and_their_gradients(make, unround
     torch.testing.assert_close(gradient, 0.25 * through_rounding + 0.75 * through_plain)
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="without a C++ compiler nothing is compiled")
 def test_compiled_quantizers_equal_uncompiled_ones_as_bits_change():
     x = random_input(1, 1, 32)
     weight = torch.randn(16, 27, generator=torch.Generator().manual_seed(2))
@@ -267,3 +268,23 @@ def test_compiled_quantizers_equal_uncompiled_ones_as_bits_change():
         for found, expected in zip(compiled, quantize(bits), strict=True):
             # The last bit of the compiled exponential may differ, and with it the rounding of a value near a tie.
             assert relative_error(found.detach(), expected.detach()) < 1e-3
+    if not fusion._compiles:
+        pytest.skip("the C++ compiler lacks what PyTorch needs")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError(""), NotADirectoryError("no cache"), torch.OutOfMemoryError("no memory")]
+)
+def test_what_cannot_be_compiled_is_computed_as_it_is(monkeypatch, capsys, error):
+    def compiled(*arguments):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: compiled)
+    monkeypatch.setattr(fusion, "_compiles", True)
+    double = fusion.fuse(lambda x: 2 * x)
+    if isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError):
+            double(1)
+        return
+    assert [double(1), double(2)] == [2, 4]
+    assert capsys.readouterr().err.count("PyTorch cannot compile here") == 1

@@ -19,6 +19,7 @@ from PIL import Image, ImageSequence
 
 import bitseg
 from bitseg.errors import BitsegError, ImageError
+from bitseg.network import plan
 from bitseg.segmenter import Segmenter
 
 
@@ -135,6 +136,13 @@ def test_networks_of_many_photos_are_made_once():
     assert segmenter._network_for(5) is segmenter._network_for(50) is not network
     assert segmenter._network_for(1) is segmenter.network and segmenter.network.operations.threads == 5
     assert network.layers is segmenter.network.layers
+
+
+def test_of_a_large_photo_no_memory_is_kept(small, monkeypatch):
+    monkeypatch.setattr(plan, "KEPT_BYTES", 1)
+    assert len(list(small.predict_many(photos(3), jobs=2))) == 3
+    kept = small._network_for(2).operations._idle_workspaces
+    assert kept and not any(len(workspace._memory) for workspace in kept)
 
 
 def test_callers_of_jobs_have_the_threads_among_them(small):

@@ -112,7 +112,7 @@ def _measure(model, data):
         confusion = evaluate(Segmenter(model).label_map, dataset, lambda _: bar.update(1))
     accuracy = scores(confusion, dataset)
     if accuracy["miou"] is None:
-        raise DatasetError(f"{data}: no pixel of val has a class to be measured by; leave out --data")
+        raise DatasetError(f"{data}: no pixel of val has a class to be measured by; label some")
     click.echo(f"mIoU {accuracy['miou']} on {dataset.name}")
     return accuracy
 

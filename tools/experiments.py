@@ -24,7 +24,7 @@ from bitseg.segmenter import Segmenter
 from tools.convert import convert
 from tools.provenance import current_commit, today
 from tools.train.checkpoint import read_checkpoint
-from tools.train.config import config_from_dict, read_toml
+from tools.train.config import check_continuation, config_from_dict, read_toml
 from tools.train.errors import DivergenceError, TrainingError
 from tools.train.folder import held_folder
 from tools.train.quantizers import FLOAT_BITS
@@ -127,9 +127,11 @@ def train_row(row, data, runs, pretrained):
     """
     checkpoint = row.checkpoint(runs)
     if checkpoint.is_file():
-        if config_from_dict(read_checkpoint(checkpoint)["config"]) != row.config:
-            mend = f"restore {row.name}.toml, or remove {checkpoint.parent}"
-            raise TrainingError(f"{checkpoint}: was trained with another configuration than the row's; {mend}")
+        try:
+            trained = config_from_dict(read_checkpoint(checkpoint)["config"])
+            check_continuation(trained, row.config, len(row.config.stages))
+        except TrainingError as error:
+            raise TrainingError(f"{checkpoint}: {error}") from None
         return checkpoint
     sources = {}
     for role in ("start", "teacher"):

@@ -41,8 +41,9 @@ class Task(NamedTuple):
 def find_photos(inputs, recursive, on_error):
     """Find the photos that a command line names, each once.
 
-    Results of earlier runs (``photo.mask.png``) are no photos: in folders and patterns never, and not where a shell
-    put them beside their own photo (``*.png``).
+    Results of earlier runs are no photos: in folders and patterns never, if they are named as bitseg names them
+    (``photo.mask.png``), and in any format (``photo.overlay.jpg``) not where a shell put them beside their own photo
+    (``*.jpg``).
 
     Parameters
     ----------
@@ -136,9 +137,11 @@ def _photos_in(folder, recursive, on_error):
     for error in unreadable:
         on_error(ImageError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions"))
     if not photos and not unreadable:
-        mend = "--recursive looks into its folders" if has_folders and not recursive else "give one with .jpg files"
+        mend = "give one with .jpg files"
         if has_results:
             mend = "those named like a result (photo.mask.png) are none; name them one by one if they are"
+        if has_folders and not recursive:
+            mend = "--recursive looks into its folders"
         on_error(ImageError(f"{folder}: no photos in this folder; {mend}"))
     return photos
 
@@ -156,7 +159,7 @@ def _is_photo(path):
 def _is_result(path):
     """Whether a file has the name that a result gets where none is given."""
     kind = Path(Path(path).stem).suffix[1:]
-    return kind in OUTPUT_FORMATS and Path(path).suffix == next(iter(OUTPUT_FORMATS[kind]))
+    return kind in OUTPUT_FORMATS and Path(path).suffix.lower() == next(iter(OUTPUT_FORMATS[kind]))
 
 
 def _name_of_photo(path):

@@ -29,7 +29,8 @@ height : int
 rows : int
     How many a thread takes at a time: a part, of which the last may have fewer.
 worker : program.Worker
-    Whose region comes first.
+    Whose region comes first. Where there are more threads than regions, since several callers share them, number 0, the
+    caller, still has one that is no helper's.
 workers : int
     Regions. Region r of them ends before part ``parts * (r + 1) // workers``.
 finished : int
@@ -88,8 +89,11 @@ def next_row(share, y):
 @routine
 def _take(share):
     parts = -(-share.height // share.rows)
+    own = share.worker.number
+    if own >= share.workers > 1:
+        own = 1 + (own - 1) % (share.workers - 1)
     for turn in range(share.workers):
-        region = (share.worker.number + turn) % share.workers
+        region = (own + turn) % share.workers
         column = share.counters.shape[1] - (region + 1) * LINE
         number = parts * region // share.workers + add(share.counters, share.step, column, 1)
         if number < parts * (region + 1) // share.workers:

@@ -150,6 +150,11 @@ class Operations:
         self._idle_workspaces.append(workspace)
         return result
 
+    def shrink(self):
+        """Keep no piece of memory that has grown beyond `plan.KEPT_BYTES`."""
+        for workspace in list(self._idle_workspaces):
+            workspace.memory(0)
+
     def _workspace(self):
         try:
             return self._idle_workspaces.pop()
