@@ -299,8 +299,10 @@ def _name_of(stream):
 
 def _rgb_from_stream(stream):
     name = _name_of(stream)
-    # Pillow rewinds it, so a BytesIO that was just written to is read from its start.
-    return _rgb_from_file(stream if _is_seekable(stream, name) else _in_memory(stream, name), name)
+    file = stream if _is_seekable(stream, name) else _in_memory(stream, name)
+    with _stream_errors(name):
+        # Pillow rewinds it, so a BytesIO that was just written to is read from its start.
+        return _rgb_from_file(file, name)
 
 
 def _in_memory(stream, name):
@@ -328,6 +330,8 @@ def _stream_errors(name):
     """Turn whatever reading a file object raises into one line: that may be anybody's exception."""
     try:
         yield
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"{name}: cannot be read ({_reason(error)}); copy or download it again") from error
 

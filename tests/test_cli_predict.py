@@ -354,6 +354,13 @@ def test_jobs_do_not_change_the_results(album, tmp_path, predict, jobs):
         np.testing.assert_array_equal(read(tmp_path / "out" / mask), load(DEFAULT_MODEL).predict(photo).mask)
 
 
+def test_a_generic_cpu_gives_the_same_mask(tmp_path, chelsea):
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    result = bitseg("predict", CHELSEA, "-o", tmp_path / "mask.png", env=environment)
+    assert result.returncode == 0 and "compiling" in result.stderr
+    np.testing.assert_array_equal(read(tmp_path / "mask.png"), read(chelsea[1]))
+
+
 def test_jobs_share_the_threads(album, predict, monkeypatch):
     loaded = []
 

@@ -222,8 +222,16 @@ def test_what_a_stream_raises_is_its_error():
                 raise Foreign
             return b""
 
-    with pytest.raises(ImageError, match=r"file object: cannot be read \(Foreign\); copy or download it again"):
-        read_image(Stream())
+    class SeekableStream(Stream):
+        def seekable(self):
+            return True
+
+        def seek(self, place, whence=0):
+            return place if whence == 0 else 1000
+
+    for stream in (Stream(), SeekableStream()):
+        with pytest.raises(ImageError, match=r"file object: cannot be read \(Foreign\); copy or download it again"):
+            read_image(stream)
 
 
 def test_32_bits_that_hold_16_are_read_as_16(tmp_path):
