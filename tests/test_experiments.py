@@ -228,7 +228,7 @@ class TestRun:
 
 
 class TestDocumentation:
-    @pytest.mark.parametrize("table", ["bits", "decay", "options", "reconstruction", "initialisation"])
+    @pytest.mark.parametrize("table", ["bits", "decay", "options", "reconstruction", "losses", "initialisation"])
     def test_tables_are_what_the_results_say(self, table):
         assert show(table).stdout in (ROOT / "docs" / "training.md").read_text()
 
