@@ -138,7 +138,7 @@ def held(source: ImageSource) -> ImageSource:
         return read_picture(source)
     if isinstance(source, (bytearray, memoryview)):
         return bytes(source)
-    return _in_memory(source, _name_of(source)) if hasattr(source, "read") else source
+    return _in_memory(source, *_name_and_seekable(source)) if hasattr(source, "read") else source
 
 
 def resize(image, shape):
@@ -293,36 +293,33 @@ def _rgb_from_array(array):
     return picture.convert("RGB") if is_grey else picture
 
 
-def _name_of(stream):
-    return getattr(stream, "name", "file object")
-
-
 def _rgb_from_stream(stream):
-    name = _name_of(stream)
-    file = stream if _is_seekable(stream, name) else _in_memory(stream, name)
+    name, is_seekable = _name_and_seekable(stream)
+    file = stream if is_seekable else _in_memory(stream, name, is_seekable)
     with _stream_errors(name):
         # Pillow rewinds it, so a BytesIO that was just written to is read from its start.
         return _rgb_from_file(file, name)
 
 
-def _in_memory(stream, name):
+def _in_memory(stream, name, is_seekable):
     """All that a binary file holds, with its name; from its start, where it can go back there."""
-    goes_back = _is_seekable(stream, name)
     with _stream_errors(name):
-        if goes_back:
+        if is_seekable:
             stream.seek(0)
         content = io.BytesIO(stream.read())
     content.name = name
     return content
 
 
-def _is_seekable(stream, name):
+def _name_and_seekable(stream):
+    """What a file object is called in messages, and whether it can go back; one for text is refused."""
+    name = getattr(stream, "name", "file object")
     with _stream_errors(name):
         is_binary = isinstance(stream.read(0), bytes)
         is_seekable = hasattr(stream, "seekable") and stream.seekable()
     if not is_binary:
         raise ImageError(f"{name}: opened as text; open it with mode 'rb'")
-    return is_seekable
+    return name, is_seekable
 
 
 @contextmanager
@@ -341,14 +338,19 @@ def _reason(error):
 
 
 def _rgb_from_file(file, name):
-    with _pillow_errors(name):
-        is_empty = _is_empty(file)
-    if is_empty:
-        raise ImageError(f"{name}: is empty; copy or download it again")
-    with _pillow_errors(name), Image.open(file) as picture:
+    with _pillow_errors(name), _open(file, name) as picture:
         if picture.format == "EPS":
             raise ValueError("it is PostScript, which would have to be run")
         return _rgb_from_pillow(picture)
+
+
+def _open(file, name):
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if _is_empty(file):
+            raise ImageError(f"{name}: is empty; copy or download it again") from None
+        raise
 
 
 def _is_empty(file):
@@ -403,6 +405,8 @@ def _pillow_errors(name):
     """Turn whatever Pillow raises on a picture into one line that begins with `name`."""
     try:
         yield
+    except ImageError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"{name}: not found; check the path") from error
     except IsADirectoryError as error:

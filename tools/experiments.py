@@ -23,8 +23,8 @@ from bitseg.files import write_safely
 from bitseg.segmenter import Segmenter
 from tools.convert import convert
 from tools.provenance import current_commit, today
-from tools.train.checkpoint import read_checkpoint
-from tools.train.config import check_continuation, config_from_dict, read_toml
+from tools.train.checkpoint import check_checkpoint, read_checkpoint
+from tools.train.config import config_from_dict, read_toml
 from tools.train.errors import DivergenceError, TrainingError
 from tools.train.folder import held_folder
 from tools.train.quantizers import FLOAT_BITS
@@ -127,11 +127,7 @@ def train_row(row, data, runs, pretrained):
     """
     checkpoint = row.checkpoint(runs)
     if checkpoint.is_file():
-        try:
-            trained = config_from_dict(read_checkpoint(checkpoint)["config"])
-            check_continuation(trained, row.config, len(row.config.stages))
-        except TrainingError as error:
-            raise TrainingError(f"{checkpoint}: {error}") from None
+        check_checkpoint(checkpoint, read_checkpoint(checkpoint), row.config, len(row.config.stages))
         return checkpoint
     sources = {}
     for role in ("start", "teacher"):

@@ -34,7 +34,7 @@ class _Commands(click.Group):
 
     def main(self, *args, **kwargs):
         if sys.stderr is None:
-            # It was closed; click would write to standard output instead, among the result.
+            # It was closed; click and progress bars would write to standard output instead, among the result.
             sys.stderr = open(os.devnull, "w")
         try:
             return super().main(*args, **kwargs)
@@ -66,8 +66,7 @@ class _Commands(click.Group):
             raise click.ClickException("not enough memory; give a smaller size") from error
         except KeyboardInterrupt:
             # A terminal shows ^C first, in the same line.
-            on_terminal = sys.stderr is not None and sys.stderr.isatty()
-            click.echo("\nInterrupted" if on_terminal else "Interrupted", err=True)
+            click.echo("\nInterrupted" if sys.stderr.isatty() else "Interrupted", err=True)
             context.exit(INTERRUPTED)
 
 

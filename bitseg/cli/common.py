@@ -42,27 +42,24 @@ def _end(number, frame):
     sys.exit(128 + number)
 
 
-class Name(click.ParamType):
-    """A text; not the empty one that an unset shell variable gives."""
-
-    name = "text"
-
-    def convert(self, value, param, context):
-        if not value:
-            self.fail("the name is empty", param, context)
-        return value
-
-
-class FileName(click.Path):
-    """A path as text, with completion; not the empty one that an unset shell variable gives."""
-
-    def __init__(self):
-        super().__init__(readable=False, path_type=str)
+class _NotEmpty(click.ParamType):
+    """A text that is not the empty one that an unset shell variable gives."""
 
     def convert(self, value, param, context):
         if not value:
             self.fail("the name is empty", param, context)
         return super().convert(value, param, context)
+
+
+class Name(_NotEmpty, click.types.StringParamType):
+    """Some name."""
+
+
+class FileName(_NotEmpty, click.Path):
+    """A path as text, with completion."""
+
+    def __init__(self):
+        super().__init__(readable=False, path_type=str)
 
 
 def _number(text):

@@ -1,6 +1,5 @@
 """``bitseg eval``."""
 
-import io
 import sys
 
 import click
@@ -64,9 +63,7 @@ def evaluate(model, dataset, root, split, size, threads, kernel, report, as_json
         click.echo(f"counted as background, since the model does not know it: {', '.join(unknown)}", err=True)
 
     gallery = Gallery(classes)
-    # Without a stderr the bar would take stdout, where the result goes.
-    shown_on = sys.stderr or io.StringIO()
-    with click.progressbar(length=len(data), label=f"{model} on {data.name}", show_pos=True, file=shown_on) as bar:
+    with click.progressbar(length=len(data), label=f"{model} on {data.name}", show_pos=True, file=sys.stderr) as bar:
 
         def on_photo(evaluated):
             if report is not None:

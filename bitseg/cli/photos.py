@@ -125,20 +125,19 @@ def _expand(text, recursive, on_error):
 
 
 def _photos_in(folder, recursive, on_error):
-    photos, unreadable, has_folders, has_results = [], [], False, False
+    found, unreadable, has_folders = [], [], False
     for parent, folders, files in os.walk(folder, onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         has_folders = has_folders or bool(folders)
-        paths = [path for name in sorted(files) if _is_photo(path := Path(parent, name))]
-        photos += [Photo(path, path.relative_to(folder)) for path in paths if not _is_result(path)]
-        has_results = has_results or any(map(_is_result, paths))
+        found += [path for name in sorted(files) if _is_photo(path := Path(parent, name))]
         if not recursive:
             break
+    photos = [Photo(path, path.relative_to(folder)) for path in found if not _is_result(path)]
     for error in unreadable:
         on_error(ImageError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions"))
     if not photos and not unreadable:
         mend = "give one with .jpg files"
-        if has_results:
+        if found:
             mend = "those named like a result (photo.mask.png) are none; name them one by one if they are"
         if has_folders and not recursive:
             mend = "--recursive looks into its folders"
@@ -158,15 +157,21 @@ def _is_photo(path):
 
 def _is_result(path):
     """Whether a file has the name that a result gets where none is given."""
-    kind = Path(Path(path).stem).suffix[1:]
-    return kind in OUTPUT_FORMATS and Path(path).suffix.lower() == next(iter(OUTPUT_FORMATS[kind]))
+    _, endings, ending = _parts_of_result(path)
+    return ending == next(iter(endings), None)
 
 
 def _name_of_photo(path):
     """Path of the photo that a result is named after, without its ending; None if this is no result's name."""
+    name, endings, ending = _parts_of_result(path)
+    return name if ending in endings else None
+
+
+def _parts_of_result(path):
+    """Of the path of a result: that of its photo without ending, the endings that its kind can have, and its own."""
     stem, ending = os.path.splitext(path)
     name, kind = os.path.splitext(stem)
-    return name if ending.lower() in OUTPUT_FORMATS.get(kind[1:], ()) else None
+    return name, OUTPUT_FORMATS.get(kind[1:], ()), ending.lower()
 
 
 def _is_folder(output):

@@ -208,7 +208,7 @@ def _show_progress(outcomes, total, quiet):
     began = last_line = time.perf_counter()
     if quiet:
         yield from outcomes
-    elif sys.stderr is not None and sys.stderr.isatty():
+    elif sys.stderr.isatty():
         bar = click.progressbar(
             outcomes,
             total,

@@ -7,7 +7,7 @@ import torch
 
 from bitseg.files import write_safely
 
-from .config import config_from_dict
+from .config import check_continuation, config_from_dict
 from .errors import TrainingError
 from .network import BitFCN
 
@@ -68,6 +68,29 @@ def read_checkpoint(path):
     if not isinstance(saved, dict) or not {"config", "network", "weight_bits", "activation_bits"} <= set(saved):
         raise TrainingError(f"{path}: not a checkpoint of this training code")
     return saved
+
+
+def check_checkpoint(path, saved, config, stages_begun):
+    """Make sure that a checkpoint is of a run that may go on under a configuration.
+
+    Parameters
+    ----------
+    path : path
+        The checkpoint, for the message.
+    saved : dict
+        What `read_checkpoint` made of it.
+    config, stages_begun
+        As for `config.check_continuation`.
+
+    Raises
+    ------
+    TrainingError
+        It is not.
+    """
+    try:
+        check_continuation(config_from_dict(saved["config"]), config, stages_begun)
+    except TrainingError as error:
+        raise TrainingError(f"{path}: {error}") from None
 
 
 def load_network(path):

@@ -18,8 +18,8 @@ from bitseg.evaluation import evaluate, scores
 from bitseg.network.graph import SIZE_MULTIPLE
 
 from . import distributed
-from .checkpoint import read_checkpoint, save_checkpoint
-from .config import RUN_CHECKPOINT, check_continuation, config_from_dict
+from .checkpoint import check_checkpoint, read_checkpoint, save_checkpoint
+from .config import RUN_CHECKPOINT
 from .data import Batches, batch_stream, class_weights, normalise
 from .distillation import Teacher, distillation_loss, recorded_streams
 from .errors import DivergenceError, TrainingError
@@ -331,10 +331,7 @@ class Trainer:
         self.trained, self.results = saved["trained"], saved["results"]
         self.losses.extend(saved["losses"])
         self.best_loss, self.best_iteration = saved["best_loss"], saved["best_iteration"]
-        try:
-            check_continuation(config_from_dict(saved["config"]), self.config, self.stage_index + (self.iteration > 0))
-        except TrainingError as error:
-            raise TrainingError(f"{path}: {error}") from None
+        check_checkpoint(path, saved, self.config, self.stage_index + (self.iteration > 0))
         self.network.load_state_dict(saved["network"])
         self.network.set_bits(saved["weight_bits"], saved["activation_bits"])
         if saved["optimizer"] is not None:
