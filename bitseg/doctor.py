@@ -70,23 +70,23 @@ def warm_up(model):
     began = time.perf_counter()
     import numpy as np
 
-    from .kernels import program
+    from .kernels import compilation
     from .segmenter import load
 
     _folder_of_kernels()
-    before = program.compilations()
+    before = compilation.compilations()
     for threads in (1, 2):
         segmenter = load(model, threads)
         side = segmenter.model.preprocessing.working_size
         segmenter.label_map(np.zeros((side, side, 3), np.uint8))
     # Again, because the disk may have become full.
-    return WarmUp(program.compilations() - before, time.perf_counter() - began, _folder_of_kernels())
+    return WarmUp(compilation.compilations() - before, time.perf_counter() - began, _folder_of_kernels())
 
 
 def _folder_of_kernels():
-    from .kernels import program
+    from .kernels import compilation
 
-    folder = program.cache_folder()
+    folder = compilation.cache_folder()
     if folder is None:
         raise BitsegError("compiled kernels cannot be kept; set NUMBA_CACHE_DIR to a folder with space for them")
     return folder
@@ -260,9 +260,9 @@ def _self_test():
 
 
 def _cache():
-    from .kernels import program
+    from .kernels import compilation
 
-    folder = program.cache_folder()
+    folder = compilation.cache_folder()
     if folder is None:
         return {"folder": None, "writable": False, "kernels": 0, "bytes": 0}
     # Numba's data files, one for each kernel and the types of its arguments.

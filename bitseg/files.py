@@ -31,6 +31,11 @@ def check_writable(path, error_class):
         named = False
     if not named:
         raise error_class(f"{str(path)!r}: no file can have this name; choose another")
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise error_class(f"{path}: the name is too long; choose a shorter one") from error
     # os.path, because Path.is_dir raises where a parent folder may not be entered.
     if not os.path.isdir(path.parent):
         raise error_class(f"{path}: the folder {path.parent} does not exist; create it first")

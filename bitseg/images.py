@@ -1,8 +1,10 @@
 """Pictures in and out: anything Pillow reads as upright 8-bit RGB, one way to resize, results as files."""
 
+import inspect
 import io
 import json
 import os
+import re
 import stat
 import sys
 import zlib
@@ -315,7 +317,11 @@ def _name_and_seekable(stream):
     """What a file object is called in messages, and whether it can go back; one for text is refused."""
     name = getattr(stream, "name", "file object")
     with _stream_errors(name):
-        is_binary = isinstance(stream.read(0), bytes)
+        nothing = stream.read(0)
+        if inspect.iscoroutine(nothing):
+            nothing.close()
+            raise ImageError(f"{name}: its read() is asynchronous; pass what it gives, await file.read()")
+        is_binary = isinstance(nothing, bytes)
         is_seekable = hasattr(stream, "seekable") and stream.seekable()
     if not is_binary:
         raise ImageError(f"{name}: opened as text; open it with mode 'rb'")
@@ -408,14 +414,15 @@ def _pillow_errors(name):
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(f"{name}: not found; check the path") from error
+        is_address = re.match(r"https?:/", str(name))
+        raise ImageError(f"{name}: not found; {'download it first' if is_address else 'check the path'}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: a folder; give a picture") from error
     except PermissionError as error:
         raise ImageError(f"{name}: may not be read; change its permissions") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture that Pillow can read; convert it to JPEG or PNG") from error
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise ImageError(f"{name}: too many pixels to open; make it smaller") from error
     except Exception as error:
         # Its decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more on damaged files.

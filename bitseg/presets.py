@@ -12,7 +12,7 @@ from .palette import palette_for
 _VOC_SIZED = tuple(f"class {number}" for number in range(21))
 
 PRESETS = {
-    # 137.7 MB of fp32 parameters, as the paper's network.
+    # 135.7 MB of weights in fp32, as about the paper's network: 137.7 MB.
     "bfcn50": ("resnet50", 64, (256, 512, 1024, 2048), (128, 256, 384, 512)),
     # The half-width network of the shipped models.
     "thin50": ("resnet50", 64, (128, 256, 512, 1024), (64, 64, 64, 64)),

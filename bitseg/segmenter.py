@@ -124,7 +124,8 @@ class Segmenter:
         self.network = Network(model, operations)
         self._shared = self.jobs, self.network
         # Kernels are compiled, or read from their cache, here and not while somebody waits for a mask.
-        self.label_map(np.zeros((SIZE_MULTIPLE, SIZE_MULTIPLE, 3), np.uint8))
+        size = SIZE_MULTIPLE, SIZE_MULTIPLE
+        operations.run(self.network.compute_label_map, np.zeros((*size, 3), np.uint8), size, size)
 
     def __reduce__(self):
         return type(self), (self.model, *self._settings)

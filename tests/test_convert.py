@@ -15,7 +15,7 @@ from bitseg.architecture import RECONSTRUCTIONS, Architecture, Preprocessing
 from bitseg.model_file import Model, StreamScales, read_model, write_model
 from bitseg.network.graph import Network
 from bitseg.network.operations import Operations
-from bitseg.network.reference import ReferenceOperations
+from bitseg.network.reference import ReferenceOperations, label_map
 from bitseg.palette import palette_for
 from bitseg.presets import preset_model
 from tools.convert import convert, main
@@ -27,7 +27,7 @@ from tools.train.errors import TrainingError
 from tools.train.folding import connections, fold_network, unfold_network
 from tools.train.initialize import load_start
 from tools.train.network import BitFCN
-from tools.train.quantizers import ActivationQuantizer, DoReFaWeightQuantizer
+from tools.train.quantizers import FLOAT_BITS, ActivationQuantizer, DoReFaWeightQuantizer
 
 CLASSES = ("background", "cat", "dog")
 PREPROCESSING = Preprocessing((123, 117, 104), 58.0, 64)
@@ -203,6 +203,27 @@ def test_the_width_of_the_encoder_is_free(width):
     for name, convolution in architecture.convolutions().items():
         weight = network.get_submodule(name).conv.weight
         assert weight.shape == (convolution.out_channels, convolution.in_channels, *[convolution.kernel] * 2)
+
+
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+def test_the_fp32_twin_of_other_engines_is_the_network_that_rounds_nothing(options):
+    """So that `compare_engines` compares the same network, not one that has less to do."""
+    pytest.importorskip("onnx", reason="the fp32 twin is an ONNX graph: pip install onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    from tools.onnx_network import build_onnx
+
+    model = folded(random_network(**options))
+    network = unfold_network(model)
+    network.set_bits(network.architecture.weight_bits, FLOAT_BITS)
+    image = random_image(3)
+    twin = build_onnx(model, *image.shape[:2])
+    before_resizing = twin.graph.node[-2].input[0]
+    labels, scores = ReferenceEvaluator(twin).run(["labels", before_resizing], {"image": image[None]})
+    expected = pytorch_scores(network, image)
+    assert np.ptp(expected, axis=(1, 2)).min() > 0
+    np.testing.assert_allclose(scores[0], expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_array_equal(labels[0], label_map(scores[0], image.shape[:2], image.shape[:2]))
 
 
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -66,6 +67,24 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     for link in links:
         assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    "page, folders", [("README.md", ["avx512-vnni", "avx2-only-zen5"]), ("docs/speed.md", ["amx"])]
+)
+def test_speed_tables_are_what_was_measured(page, folders):
+    tables = (ROOT / page).read_text().split("| network, bits, size, threads | bitseg |")[1:]
+    for table, folder in zip(tables, folders, strict=True):
+        rows = re.findall(r"^\| `([\w-]+)`, (\d-\d), (\d+x\d+), (\d) \| (.*) \|$", table, re.MULTILINE)
+        assert len(rows) > 10
+        for name, bits, size, threads, cells in rows:
+            parts = [name, *([bits] if name.endswith("50") else []), size, threads]
+            measured = json.loads((DOCS / "measured" / folder / f"{'-'.join(parts)}.json").read_text())
+            assert (measured["bits"], measured["threads"]) == (bits, int(threads))
+            expected = [*measured["median_ms"].values(), measured["ratio_fp32"], measured["ratio_int8"]]
+            for cell, value in zip(cells.split(" | "), expected, strict=True):
+                printed = cell.strip("*x")
+                assert printed == f"{value:.{len(printed.partition('.')[2])}f}", (name, cell)
 
 
 def test_the_guide_leads_to_every_application():
@@ -181,6 +200,7 @@ def test_endpoint_answers_a_photo_with_json(endpoint, examples, chelsea):
         ("POST", "/mask", None, {"Content-Length": "-1"}, 411, "send the photo with a Content-Length"),
         ("POST", "/mask", None, {"Content-Length": "9" * 5000}, 411, "send the photo with a Content-Length"),
         ("POST", "/mask", None, {"Transfer-Encoding": "chunked"}, 411, "send the photo with a Content-Length"),
+        ("POST", "/mask", b"--x", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "a form: send the photo"),
     ],
 )
 def test_endpoint_refuses_with_one_line(endpoint, method, path, body, headers, status, line):
@@ -201,6 +221,22 @@ def test_endpoint_keeps_a_connection_after_an_error(endpoint, examples):
     with contextlib.closing(connection):
         for body, status in ((b"no picture", 415), ((examples / "chelsea.jpg").read_bytes(), 200)):
             connection.request("POST", "/mask", body)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == status
+
+
+def test_endpoint_answers_many_who_ask_at_once(endpoint):
+    with ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(lambda _: answer_to(endpoint, "POST", "/mask", b"no picture")[0], range(60)))
+    assert answers == [415] * 60
+
+
+def test_endpoint_takes_no_body_for_a_request(endpoint):
+    connection = http.client.HTTPConnection(endpoint, timeout=30)
+    with contextlib.closing(connection):
+        for method, status in (("GET", 405), ("POST", 415)):
+            connection.request(method, "/mask", b"no picture")
             response = connection.getresponse()
             response.read()
             assert response.status == status

@@ -15,7 +15,7 @@ import bitseg
 from bitseg import doctor
 from bitseg.cli import main
 from bitseg.errors import BitsegError
-from bitseg.kernels import program
+from bitseg.kernels import compilation
 from bitseg.model_file import installed_models
 from bitseg.segmenter import DEFAULT_MODEL, load
 
@@ -55,7 +55,7 @@ def copy(tmp_path):
     package, home = tmp_path / "site" / "bitseg", tmp_path / "home"
     shutil.copytree(Path(bitseg.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
     shutil.copytree(installed_models()[0].parent, package / "weights")
-    shutil.copytree(program.cache_folder(), package / "kernels" / "__pycache__")
+    shutil.copytree(compilation.cache_folder(), package / "kernels" / "__pycache__")
     home.mkdir()
 
     def run_copy(*arguments, **environment):
@@ -233,11 +233,11 @@ def test_after_warmup_no_photo_needs_another_kernel():
     program = """
 import numpy as np
 from bitseg.doctor import warm_up
-from bitseg.kernels import program
+from bitseg.kernels import compilation
 from bitseg.segmenter import load
 
 def variants():
-    return sum(len(compiled.signatures) for compiled in program._dispatchers)
+    return sum(len(compiled.signatures) for compiled in compilation._dispatchers)
 
 warm_up("voc7-w2a2")
 before = variants()
@@ -267,7 +267,7 @@ def test_warmup_fails_where_nothing_can_be_kept(copy):
 
 def test_warmup_fails_where_a_kernel_was_not_kept(monkeypatch):
     load(DEFAULT_MODEL)
-    monkeypatch.setattr(program._dispatchers[0]._cache, "_enabled", False)
+    monkeypatch.setattr(compilation._dispatchers[0]._cache, "keeps_all", False)
     with pytest.raises(BitsegError, match="NUMBA_CACHE_DIR"):
         doctor.warm_up(DEFAULT_MODEL)
 

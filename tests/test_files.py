@@ -35,6 +35,11 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
         pytest.fail("opened for writing")
 
 
+def test_a_name_that_is_too_long_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ImageError, match="the name is too long; choose a shorter one"):
+        check_writable(tmp_path / ("a" * 300), ImageError)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
 def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
     path = tmp_path / "result"

@@ -186,6 +186,20 @@ def test_file_opened_as_text_is_refused_with_the_mend(examples):
         read_image(file)
 
 
+def test_an_upload_that_is_read_asynchronously_is_refused_with_the_mend():
+    class Upload:
+        async def read(self, size=-1):
+            return b""
+
+    with pytest.raises(ImageError, match=r"asynchronous; pass what it gives, await file\.read\(\)"):
+        read_image(Upload())
+
+
+def test_an_address_is_no_path():
+    with pytest.raises(ImageError, match="not found; download it first"):
+        read_image("https://example.com/cat.jpg")
+
+
 @pytest.mark.parametrize("source", [b"", io.BytesIO()])
 def test_an_empty_file_is_said_so(source, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")

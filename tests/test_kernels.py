@@ -308,10 +308,12 @@ def test_the_stem_equals_numpy_where_values_and_weights_are_largest(monkeypatch,
 @pytest.mark.skipif(not simd.has_byte_dot_product(), reason="on this CPU all tests are of AVX2 alone, or of AVX-512")
 def test_what_is_done_with_avx2_alone_equals_numpy():
     variables = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
-    chosen = "(values_and_weights and winograd) or (end_of_a_block and 1-8-2)"
+    by_winograd_and_look_up = "(values_and_weights and winograd) or (end_of_a_block and 1-8-2)"
+    by_pairs = "(extreme_sums_of_the_stream and 4-1) or (uneven_weights and 192-4-4-dot)"
+    chosen = f"{by_winograd_and_look_up} or {by_pairs}"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", chosen, __file__]
     result = subprocess.run(command, env=variables, capture_output=True, text=True)
-    assert result.returncode == 0 and "4 passed" in result.stdout, result.stdout
+    assert result.returncode == 0 and "6 passed" in result.stdout, result.stdout
 
 
 def test_winograds_factors_of_8_bit_weights_fit_in_16_bits():

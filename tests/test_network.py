@@ -17,7 +17,8 @@ from models import random_model
 
 from bitseg.images import read_image, resize
 from bitseg.kernels.counters import add, read
-from bitseg.kernels.program import Run, kernel
+from bitseg.kernels.program import kernel
+from bitseg.kernels.run import Run
 from bitseg.kernels.sharing import next_row, take_row
 from bitseg.network import operations as operations_module
 from bitseg.network import plan as plan_module

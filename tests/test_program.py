@@ -1,5 +1,6 @@
 """Compiled kernels are kept, renewed and done without, as the machine allows."""
 
+import compileall
 import os
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ from bitseg.kernels import program
 from bitseg.kernels.bitplanes import Planes
 from bitseg.kernels.counters import add as add_to
 from bitseg.kernels.counters import compare_exchange, read
-from bitseg.kernels.program import Board, Program, Run, Worker, kernel, numba_type
+from bitseg.kernels.program import Program, Worker, kernel, numba_type
+from bitseg.kernels.run import _AWAY, _LISTENS, Board, Run
 from bitseg.kernels.sharing import Share
 
 PROGRAM = """
@@ -29,21 +31,46 @@ print(int(pack_bit_planes(np.full((1, 1, 5), 3, np.uint8), 2, margin=0).sums[0, 
 """
 
 
-@pytest.fixture
-def package(tmp_path):
-    """A copy of the installed package with no compiled kernels, and a home folder of its own."""
-    copy = tmp_path / "site" / "bitseg"
+def copy_of(package, folder):
+    """A copy of a package, and a home folder of its own."""
+    shutil.copytree(package, folder / "site" / "bitseg")
+    (folder / "home").mkdir()
+    return folder / "site" / "bitseg"
+
+
+@pytest.fixture(scope="module")
+def bare_package(tmp_path_factory):
+    """The installed package without compiled kernels and models."""
+    copy = tmp_path_factory.mktemp("bare") / "bitseg"
     shutil.copytree(Path(bitseg.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__", "weights"))
-    (tmp_path / "home").mkdir()
     return copy
 
 
-def run(package, **environment):
+@pytest.fixture
+def package(bare_package, tmp_path):
+    """A copy of the package with no compiled kernels, and a home folder of its own."""
+    return copy_of(bare_package, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def package_that_has_run(bare_package, tmp_path_factory):
+    copy = copy_of(bare_package, tmp_path_factory.mktemp("compiled"))
+    run(copy)
+    return copy
+
+
+@pytest.fixture
+def compiled_package(package_that_has_run, tmp_path):
+    """The same with the kernels of `PROGRAM` compiled."""
+    return copy_of(package_that_has_run, tmp_path)
+
+
+def run(package, before="", **environment):
     home = package.parent.parent / "home"
     variables = {**os.environ, "PYTHONPATH": str(package.parent), "HOME": str(home), "XDG_CACHE_HOME": str(home)}
     variables.pop("NUMBA_CACHE_DIR", None)
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", before + PROGRAM],
         env={**variables, **environment},
         cwd=package.parent,
         capture_output=True,
@@ -58,37 +85,105 @@ def test_the_first_run_says_that_it_compiles_and_the_second_is_silent(package):
     assert first.stderr.count("bitseg: compiling") == 1 and second.stderr == ""
 
 
-def test_a_change_in_another_file_renews_a_kernel(package):
-    run(package)
+def with_another_popcount(package):
+    """Change a file of a package that has no kernel in it; `PROGRAM` then prints something else."""
     source = package / "kernels" / "simd.py"
     text = source.read_text()
     changed = text.replace("builder.zext(builder.ctpop(word)", "builder.zext(builder.not_(builder.ctpop(word))")
     assert changed != text
     source.write_text(changed)
-    assert run(package).stdout != "15\n"
 
 
-def test_a_damaged_cache_is_replaced(package):
-    run(package)
-    files = list((package / "kernels" / "__pycache__").glob("*.nb?"))
+def test_a_change_in_another_file_renews_a_kernel(compiled_package):
+    with_another_popcount(compiled_package)
+    assert run(compiled_package).stdout != "15\n"
+
+
+@pytest.mark.parametrize("has_source", [True, False])
+def test_a_change_in_a_zip_archive_renews_a_kernel(package, has_source):
+    def archive():
+        if not has_source:
+            compileall.compile_dir(package, quiet=1, legacy=True)
+        kept = shutil.ignore_patterns("__pycache__", "*.pyc" if has_source else "*.py")
+        shutil.copytree(package, package.parent.parent / "zipped" / "bitseg", ignore=kept, dirs_exist_ok=True)
+        shutil.make_archive(package.parent.parent / "bitseg", "zip", package.parent.parent / "zipped")
+
+    def run_archive():
+        return run(package, f"import sys\nsys.path.insert(0, {str(package.parent.parent / 'bitseg.zip')!r})\n")
+
+    archive()
+    first, second = run_archive(), run_archive()
+    assert first.stdout == second.stdout == "15\n" and first.stderr != ""
+    assert second.stderr == "" or not has_source  # without source Numba keeps nothing but of frozen programs
+    with_another_popcount(package)
+    archive()
+    assert run_archive().stdout != "15\n"
+
+
+NOTHING_CAN_BE_WRITTEN = """
+import tempfile
+def refuse(dir):
+    raise PermissionError
+tempfile.TemporaryFile = refuse
+"""
+
+THE_PACKAGE_CANNOT_BE_WRITTEN = """
+import io, tempfile
+def refuse(dir):
+    if dir.endswith("__pycache__"):
+        raise PermissionError
+    return io.BytesIO()
+tempfile.TemporaryFile = refuse
+"""
+
+
+def test_what_another_user_has_compiled_is_read_where_nothing_can_be_written(compiled_package, tmp_path):
+    result = run(compiled_package, NOTHING_CAN_BE_WRITTEN)
+    assert (result.stdout, result.stderr) == ("15\n", "")
+    kept = tmp_path / "kept"
+    shutil.move(compiled_package / "kernels" / "__pycache__", tmp_path / "moved")
+    assert run(compiled_package, NUMBA_CACHE_DIR=str(kept)).stderr != ""
+    result = run(compiled_package, NOTHING_CAN_BE_WRITTEN, NUMBA_CACHE_DIR=str(kept))
+    assert (result.stdout, result.stderr) == ("15\n", "")
+    assert "in memory" in run(compiled_package, NOTHING_CAN_BE_WRITTEN).stderr
+
+
+def test_what_another_user_has_compiled_is_read_where_own_kernels_are_kept_elsewhere(compiled_package):
+    result = run(compiled_package, THE_PACKAGE_CANNOT_BE_WRITTEN)
+    assert (result.stdout, result.stderr) == ("15\n", "")
+    with_another_popcount(compiled_package)
+    first, second = (run(compiled_package, THE_PACKAGE_CANNOT_BE_WRITTEN) for _ in range(2))
+    assert first.stdout == second.stdout != "15\n" and "compiling" in first.stderr and second.stderr == ""
+
+
+def test_a_folder_that_is_chosen_is_the_only_one(compiled_package, tmp_path):
+    assert "compiling" in run(compiled_package, NUMBA_CACHE_DIR=str(tmp_path / "chosen")).stderr
+
+
+def test_a_damaged_cache_is_replaced(compiled_package):
+    files = list((compiled_package / "kernels" / "__pycache__").glob("*.nb?"))
     assert files
     for file in files:
         file.write_bytes(file.read_bytes()[:100])
-    result = run(package)
-    assert result.stdout == "15\n" and "Traceback" not in result.stderr
-    assert run(package).stderr == ""
+    result = run(compiled_package)
+    assert result.stdout == "15\n" and "compiling" in result.stderr and "Traceback" not in result.stderr
+    assert run(compiled_package).stderr == ""
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
-def test_a_cache_with_a_changed_bit_is_replaced(package, share):
-    run(package)
-    for file in (package / "kernels" / "__pycache__").glob("*.nbc"):
+def test_a_cache_with_a_changed_bit_is_replaced(compiled_package, share):
+    for file in (compiled_package / "kernels" / "__pycache__").glob("*.nbc"):
         content = bytearray(file.read_bytes())
         content[int(len(content) * share)] ^= 1
         file.write_bytes(content)
-    result = run(package)
+    result = run(compiled_package)
     assert result.stdout == "15\n" and "compiling" in result.stderr
-    assert run(package).stderr == ""
+    assert run(compiled_package).stderr == ""
+
+
+def test_a_closed_standard_error_is_no_reason_to_fail(package):
+    result = run(package, "import sys\nsys.stderr.close()\n")
+    assert result.stdout == "15\n"
 
 
 def test_without_a_writable_folder_kernels_are_compiled_in_memory(package):
@@ -298,13 +393,13 @@ def test_a_helper_that_listens_is_called_to_another_run():
 
 def test_a_helper_that_does_not_come_is_called_back():
     board = Board(3)
-    board.rows[:3, 0] = program._LISTENS, program._AWAY, program._LISTENS
+    board.rows[:3, 0] = _LISTENS, _AWAY, _LISTENS
     run = Run(Program([(note_worker, (((Worker(7), 1), 2), np.zeros(1)))]))
     assert run.call(board, 1) == 1
     assert (board.rows[:, 0] > 1).tolist() == [True, False, False, False]
     assert run.call(board, 2) == 1
     run.abandon(board)
-    assert board.rows[:, 0].tolist() == [program._LISTENS, program._AWAY, program._LISTENS, 0]
+    assert board.rows[:, 0].tolist() == [_LISTENS, _AWAY, _LISTENS, 0]
 
 
 def test_a_helper_does_not_listen_while_there_is_more_to_do():
@@ -421,20 +516,31 @@ def test_code_that_two_processes_keep_at_the_same_time_has_places_of_its_own(tmp
 
 FIRST_RUN = """
 import os, signal, sys
-from bitseg.kernels import program
-from bitseg.segmenter import load
-program.compile_in_two_processes()
-program._in_two_processes = True  # however many processors there are
+import numpy as np
+from bitseg.kernels import compilation, program
+compilation.compile_in_two_processes()
+compilation._in_two_processes = True  # however many processors there are
 if "lost" in sys.argv:
-    start = program._Helper.start
+    start = compilation._Helper.start
     def start_and_lose(self):
         start(self)
         os.kill(self.process, 9)
-    program._Helper.start = start_and_lose
+    compilation._Helper.start = start_and_lose
 if "ignored" in sys.argv:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-load("voc7-w2a2", threads=1)
-print(program.compilations())
+
+@program.kernel
+def increase(numbers):
+    numbers[0] += 1
+
+@program.kernel
+def double(numbers):
+    numbers[0] *= 2
+
+kinds = np.int8, np.int16, np.int32, np.int64, np.float32, np.float64
+results = [np.full(3, 4, kind) for kind in kinds]
+program.Program([(kernel, (numbers,)) for kernel in (increase, double) for numbers in results]).run()
+print(compilation.compilations(), *(int(numbers[0]) for numbers in results))
 """
 
 
@@ -442,13 +548,13 @@ def test_nothing_is_left_for_helpers_to_compile():
     """A process that ends while a thread compiles crashes."""
     code = """
 import numpy as np
-from bitseg.kernels import program
+from bitseg.kernels.run import NATIVE, native
 from bitseg.segmenter import load
 load("voc7-w2a2", threads=1).predict(np.zeros((9, 9, 3), np.uint8))
-before = program._native.cache_info().misses
-for function in program._MORE:
-    program._native(function)
-print(before == program._native.cache_info().misses == len(program._MORE))
+before = native.cache_info().misses
+for function in NATIVE:
+    native(function)
+print(before == native.cache_info().misses == len(NATIVE))
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"
 
@@ -456,11 +562,15 @@ print(before == program._native.cache_info().misses == len(program._MORE))
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a second process compiles")
 @pytest.mark.parametrize("helper", ["works", "lost", "ignored"])
 def test_kernels_are_compiled_whether_the_second_process_finishes_or_not(tmp_path, helper):
+    (tmp_path / "first_run.py").write_text(FIRST_RUN)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
 
     def compilations(*arguments):
-        command = [sys.executable, "-c", FIRST_RUN, *arguments]
-        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+        command = [sys.executable, "first_run.py", *arguments]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        compiled, *numbers = result.stdout.split()
+        assert numbers == ["10"] * 6
+        return int(compiled)
 
     # Of a child that is ignored nobody learns how many it has compiled.
     assert compilations(helper) > (0 if helper == "ignored" else 10)

@@ -75,6 +75,7 @@ class TestConfig:
             ("stage", "patience", -1, "stage 'float': patience must not be negative"),
             ("stage", "blend", 1.5, "stage 'float': blend must lie between 0 and 1"),
             ("stage", "norm_batches", -1, "stage 'float': norm_batches must not be negative"),
+            ("stage", "norm_augmented", True, "stage 'float': norm_augmented needs norm_batches"),
             ("stage", "task", "detection", "stage 'float': task must be 'segmentation' or 'classification'"),
             ("stage", "task", "classification", r"stage 'float': classification needs scales = \[32\]"),
             ("stage", "evaluate", "yes", "stages: 'evaluate' must be of type bool, not 'yes'"),
@@ -109,6 +110,17 @@ class TestConfig:
         values["stages"][0]["blend"] = 0.5
         with pytest.raises(TrainingError, match="norm_batches or blend must be 0"):
             config_from_dict(values)
+
+    def test_classification_is_learned_from_the_labels_of_a_photo_alone(self, values):
+        values["stages"][0].update(task="classification", scales=(32,), evaluate=False)
+        assert config_from_dict(values)
+        for entry, message in (
+            ({"evaluate": True}, "needs evaluate = false"),
+            ({"distillation": 1.0}, "no distillation"),
+        ):
+            stage = {**values["stages"][0], **entry}
+            with pytest.raises(TrainingError, match=f"stage 'float': classification .*{message}"):
+                config_from_dict({**values, "stages": [stage]})
 
     def test_there_is_nothing_to_learn_of_one_class(self, values):
         values |= {"dataset": "folder"}

@@ -208,7 +208,7 @@ def load_segmenter(model, threads, jobs, kernel, palette=None, classes=None, pic
     """
     with _no_garbage_collection():
         from ..kernels import cache
-        from ..kernels.program import compile_in_two_processes
+        from ..kernels.compilation import compile_in_two_processes
         from ..network.operations import available_threads
         from ..segmentation import class_id
         from ..segmenter import load

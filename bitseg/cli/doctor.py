@@ -10,7 +10,7 @@ from .common import json_option, model_option, print_table
 def warmup(model):
     """Compile everything that a model needs now, so that nobody waits for it later."""
     from ..doctor import warm_up
-    from ..kernels.program import compile_in_two_processes
+    from ..kernels.compilation import compile_in_two_processes
 
     compile_in_two_processes()
     done = warm_up(model)

@@ -100,14 +100,15 @@ def plan(photos, kind, output=None):
     _check_distinct(tasks)
     _check_photos_stay(tasks)
     for _, target in tasks:
-        if target is not None:
+        # Beside a photo whose folder is missing: reading the photo will say so.
+        if target is not None and (output is not None or os.path.isdir(target.parent)):
             _check_target(target, kind, may_create_folder=output is not None and _is_folder(output))
     return tasks
 
 
 def _expand(text, recursive, on_error):
     """Photos that one argument names."""
-    if text == STANDARD_STREAM:
+    if text in (STANDARD_STREAM, "/dev/stdin"):
         return [Photo(None, Path("stdin"))]
     if os.path.isdir(text):
         return _photos_in(text, recursive, on_error)

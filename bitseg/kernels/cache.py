@@ -1,14 +1,25 @@
 """Compiled kernels on disk: written where there is a place for them, read again, renewed when any kernel changes."""
 
 import hashlib
+import inspect
+import os
 import pickle
 import sys
 import zlib
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 
 import llvmlite.binding as llvm
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
+from numba.core import config
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    IndexDataCacheFile,
+    InTreeCacheLocator,
+    NullCache,
+    UserProvidedCacheLocator,
+)
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
@@ -16,30 +27,43 @@ from numba.core.serialize import dumps
 def cache_for(function, before_compiling):
     """A cache for what Numba compiles of a function.
 
-    It is in ``__pycache__``, or else in the user's cache folder. Where neither can be written (a container with a
-    read-only file system) there is none: each process compiles anew.
+    It is in the folder that NUMBA_CACHE_DIR names, or else in ``__pycache__``, or else in the user's cache folder. The
+    first two, where they cannot be written, are read: another user may have filled them. Where none can be (a container
+    with a read-only file system), what is in neither is compiled by each process anew.
 
     Parameters
     ----------
     function : callable
     before_compiling : callable
-        Called when something is not in the cache.
+        Called when something is not in the cache, where it will be kept.
     """
+    if _SOURCES is None:
+        return _NoCache()
     try:
         return _Cache(function, before_compiling)
-    except RuntimeError:  # Numba's word for "no place to keep it"
+    except RuntimeError:  # where NUMBA_CACHE_LOCATOR_CLASSES finds no place
         return _NoCache()
 
 
 def folder_of(cache):
-    """Folder of a cache; None where there is none, or something was not kept for lack of space."""
-    return Path(cache.cache_path) if isinstance(cache, _Cache) and cache._enabled else None
+    """Folder of a cache; None where there is none, or something that was compiled could not be kept there."""
+    is_kept = isinstance(cache, _Cache) and cache.keeps_all and os.path.isdir(cache.cache_path)
+    return Path(cache.cache_path) if is_kept else None
 
 
 def _kernel_sources():
-    """Hash of all kernels' source: a kernel contains the code of those it calls, in whatever file."""
-    content = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.sha256(content).hexdigest()
+    """Hash of all kernels' source: a kernel contains the code of those it calls, in whatever file.
+
+    Of compiled modules where no source is (a zip archive may have either), and of the program where it has them in
+    itself. None where there is nothing to see a change by.
+    """
+    contents = []
+    with suppress(OSError):
+        modules = [file for file in files(__package__).iterdir() if file.name.endswith((".py", ".pyc"))]
+        contents = [file.read_bytes() for file in sorted(modules, key=lambda file: file.name)]
+    if not contents and getattr(sys, "frozen", False):
+        contents = [Path(sys.executable).read_bytes()]
+    return hashlib.sha256(b"".join(contents)).hexdigest() if contents else None
 
 
 _SOURCES = _kernel_sources()
@@ -54,8 +78,15 @@ def _announce(place):
         announces = False
         # Without a stderr `print` would take stdout, where the result goes.
         if sys.stderr is not None:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # full, closed
                 print(f"bitseg: compiling for this CPU {place}; this takes some seconds", file=sys.stderr)
+
+
+class _ReadOnlyLocator(InTreeCacheLocator):
+    """The package's own folder where no other one can be written."""
+
+    def ensure_cache_path(self):
+        """Nothing."""
 
 
 class _MachineCode(CompileResultCacheImpl):
@@ -64,6 +95,8 @@ class _MachineCode(CompileResultCacheImpl):
     Numba also keeps what linking it into other functions takes, which no kernel is: its bitcode, and the modules of all
     that it calls. Reading them took as long as all the rest of a kernel.
     """
+
+    _locator_classes = (*CompileResultCacheImpl._locator_classes, _ReadOnlyLocator)
 
     def reduce(self, compiled):
         (name, kind, (machine_code, _)), *rest, environments = super().reduce(compiled)
@@ -82,9 +115,9 @@ class _Files(IndexDataCacheFile):
     and one may find the other's machine code there.
     """
 
-    def __init__(self, folder, name):
+    def __init__(self, folder, name, more_folders):
         super().__init__(folder, name, _SOURCES)
-        self._name = name
+        self._name, self._folders = name, [folder, *more_folders]
 
     def _file_of(self, key):
         signature, target, _ = key
@@ -97,12 +130,12 @@ class _Files(IndexDataCacheFile):
         self._save_data(self._file_of(key), (*made_of, content))
 
     def load(self, key):
-        try:
-            *made_of, content = self._load_data(self._file_of(key))
-        except FileNotFoundError:
-            return None
-        expected = [self._version, self._source_stamp, key, zlib.crc32(content)]
-        return pickle.loads(content) if made_of == expected else None
+        for folder in self._folders:
+            with suppress(OSError):
+                *made_of, content = self._load_data(os.path.join(folder, self._file_of(key)))
+                if made_of == [self._version, self._source_stamp, key, zlib.crc32(content)]:
+                    return pickle.loads(content)
+        return None
 
     def flush(self):
         """Nothing: what is damaged is written anew."""
@@ -116,7 +149,10 @@ class _Cache(FunctionCache):
     def __init__(self, function, before_compiling):
         super().__init__(function)
         self._before_compiling = before_compiling
-        self._cache_file = _Files(self.cache_path, self._impl.filename_base)
+        locator = self._impl.locator
+        self._writable = not isinstance(locator, _ReadOnlyLocator)
+        self._cache_file = _Files(self.cache_path, self._impl.filename_base, _read_only_folders(locator, function))
+        self.keeps_all = True
 
     def load_overload(self, sig, target_context):
         try:
@@ -127,17 +163,31 @@ class _Cache(FunctionCache):
         except Exception:  # a damaged cache file raises anything; the kernel is compiled and kept again
             found = None
         if found is None:
-            _announce("once")
-            self._before_compiling()
+            _announce("once" if self._writable else IN_MEMORY)
+            if self._writable:
+                self._before_compiling()
         return found
 
     def save_overload(self, sig, data):
         try:
-            super().save_overload(sig, data)
+            if self._writable:
+                super().save_overload(sig, data)
         except Exception:  # a full disk, a Numba that keeps other things: the next process compiles again
-            self.disable()
+            self._writable = False
+        self.keeps_all &= self._writable
+
+
+def _read_only_folders(locator, function):
+    """Folders that somebody else may have filled who installed the package, if none was chosen and can be written."""
+    if isinstance(locator, UserProvidedCacheLocator):
+        return []
+    locators = [InTreeCacheLocator, *([UserProvidedCacheLocator] if config.CACHE_DIR else [])]
+    return [locator(function, inspect.getfile(function)).get_cache_path() for locator in locators]
 
 
 class _NoCache(NullCache):
     def load_overload(self, sig, target_context):
-        _announce("in memory, because no cache folder can be written")
+        _announce(IN_MEMORY)
+
+
+IN_MEMORY = "in memory, because no cache folder can be written"

@@ -51,7 +51,8 @@ MOST_PIXELS = max(module.PIXELS for module in (popcount, lookup, dot))
 def portion_size(filters, width):
     """Rows, pixels of a row, and channels that are convolved before what follows.
 
-    Their sums, and what the kernel needs, stay in the first-level cache. Where not all pixels of a row are, one row is.
+    Their sums, and what the kernel needs, stay in the first-level cache, those of `tile` in the second-level one. Where
+    not all pixels of a row are, one row is.
     """
 
 
@@ -84,7 +85,7 @@ def convolve_pixels(planes, filters, space, y, rows, x0, x1, channel, sums):
 
 
 def finish(filters, space):
-    """Leave the processor as it was before `workspace`."""
+    """Leave the processor as it was before `workspace`; a kernel for which there was not enough memory does not."""
 
 
 def empty_sums(filters, pixels, channels):
@@ -218,7 +219,7 @@ def begin_portion(planes, filters, memory, y, end):
 
 
 @kernel
-def convolve_to_planes(filters, steps, largest, planes, share, width, result):
+def convolve_to_planes(filters, steps, largest, planes, share, result):
     """Convolve, scale, round to codes, pack into the planes `result`.
 
     steps : int16 or int32, shape (2**bits - 1, channels), or None
@@ -226,7 +227,7 @@ def convolve_to_planes(filters, steps, largest, planes, share, width, result):
     largest : float32
         Largest code; used where there are no steps.
     """
-    channels = filters.multiplier.size
+    width, channels = columns(result) - 2 * margin(result), filters.multiplier.size
     rows, pixels, at_a_time = portion_size(filters, width)
     owned = scratch(planes, filters, width, rows, pixels, at_a_time)
     memory = borrowed(owned)

@@ -23,7 +23,7 @@ SHARING = 128
 """Pixels that share weights that have become bytes, or more where `SUMS_IN_CACHE` has room."""
 
 SUMS_IN_CACHE = 8192
-"""Sums of channels and pixels: 32 KB."""
+"""Sums of channels and pixels, 32 KB, at least; `SHARING` pixels of `CHANNELS` have twice as many."""
 
 PANEL = 9
 """Steps, of 64 codes of a window each, whose weights become bytes at a time: 18 KB of the first-level cache."""

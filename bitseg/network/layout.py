@@ -30,7 +30,8 @@ def check_kernel(name):
     if name == "lookup" and not simd.has_byte_shuffle():
         raise ValueError("the look-up kernel needs a CPU with AVX2: choose kernel 'auto', 'popcount' or 'dot'")
     if name == "tile" and not amx.has_tiles():
-        raise ValueError("the tile kernel needs a CPU with AMX, and Linux: choose kernel 'auto', 'popcount' or 'dot'")
+        needed = "a CPU with AMX, and Linux's permission to use it"
+        raise ValueError(f"the tile kernel needs {needed}: choose kernel 'auto', 'popcount' or 'dot'")
 
 
 def kernel_costs(convolution):
@@ -304,6 +305,7 @@ def stem_filters(convolution, weights, kernel="auto"):
         multiplies_bytes = dot.types(convolution.weight_bits, convolution.input_bits)[0] == np.uint8
         kernel = "tile" if amx.has_tiles() else "dot" if multiplies_bytes else "winograd"
     if kernel == "tile":
+        check_kernel(kernel)  # which asks for permission to use tiles
         return _tile_filters(convolution, weights, codes)
     if kernel == "dot":
         return _dot_filters(convolution, weights, codes.reshape(*codes.shape[:2], -1))

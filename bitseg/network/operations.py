@@ -219,7 +219,7 @@ class Operations:
         largest = np.float32(2**layer.convolution.output_bits - 1)
         constants = layer.filters, layer.steps, largest
         work, more = _nanoseconds(height * width, layer), {"each_take": _each_take(layer), "window": _window(layer)}
-        self._step(work, height, bits.convolve_to_planes, constants, (activation,), (width, result), **more)
+        self._step(work, height, bits.convolve_to_planes, constants, (activation,), (result,), **more)
         return result
 
     def convolve_to_stream(self, features, layer, rounding):

@@ -11,7 +11,8 @@ from queue import SimpleQueue
 import numpy as np
 
 from ..kernels.jit import CACHE_LINE, empty_aligned
-from ..kernels.program import NOT_ENOUGH_MEMORY, Board, Program, Run, Worker
+from ..kernels.program import Program, Worker
+from ..kernels.run import NOT_ENOUGH_MEMORY, Board, Run
 from ..kernels.sharing import Share, counters_shape, wait_for
 
 NANOSECONDS_WORTH_A_THREAD = 2_500
@@ -156,7 +157,7 @@ class Helpers:
 
     Attributes
     ----------
-    board : program.Board
+    board : run.Board
         By which they are called while they still look for more work.
     """
 
@@ -167,7 +168,7 @@ class Helpers:
         weakref.finalize(self, self._runs.put, None)
 
     def call(self, run, number):
-        """Let so many threads take part in a `program.Run`, each as soon as it is free."""
+        """Let so many threads take part in a `run.Run`, each as soon as it is free."""
         for _ in range(run.call(self.board, number), number):
             self._start()
             # Else nobody would ever take it, and what it holds.

@@ -9,6 +9,7 @@ with 4xx and one line.
 """
 
 import io
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -58,6 +59,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, content.getvalue(), CONTENT_TYPES[self.path])
 
     def do_GET(self):
+        # A body, which none should have, would be taken for the next request.
+        self.close_connection = "Content-Length" in self.headers
         self.answer(405, f"POST a photo to {', '.join(CONTENT_TYPES)}")
 
     def body(self):
@@ -69,7 +72,10 @@ class Handler(BaseHTTPRequestHandler):
         if int(length) > LARGEST_BODY:
             self.discard(int(length))
             raise RequestError(413, f"too large: send at most {LARGEST_BODY // 1_000_000} MB")
-        return self.rfile.read(int(length))
+        body = self.rfile.read(int(length))
+        if self.headers.get_content_maintype() == "multipart":
+            raise RequestError(415, "a form: send the photo itself, as curl --data-binary does")
+        return body
 
     def discard(self, length):
         """Read a body to its end: many clients do not look for an answer before."""
@@ -93,10 +99,16 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """Answers each connection in a thread; all share one Segmenter."""
 
+    request_queue_size = 128  # connections that wait to be taken; of more some are refused
+
     def __init__(self, address, segmenter):
         super().__init__(address, Handler)
         self.segmenter = segmenter
         self.vacancies = threading.Semaphore(PHOTOS_AT_A_TIME)
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # the client has gone
+            super().handle_error(request, client_address)
 
 
 @click.command(context_settings={"show_default": True})

@@ -11,6 +11,7 @@ Without ``--benchmark-enable`` each runs once, as a test that it runs at all.
 import os
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -38,11 +39,16 @@ LAYERS = [
 ]
 
 
+@cache
+def _network(preset, bits, kernel):
+    return Network(preset_model(preset, bits), Operations(1, kernel))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bits", ["1-2", "2-2"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(benchmark, name, bits, kernel):
-    network = Network(preset_model("thin50", bits), Operations(1, kernel))
+    network = _network("thin50", bits, kernel)
     (cost,) = (cost for cost in network_cost(network.architecture, SIZE[1], SIZE[0]).layers if cost.name == name)
     stride = network.layers[name].convolution.stride
     _time_layer(benchmark, network, name, cost.height * stride, cost.width * stride)
@@ -51,9 +57,7 @@ def test_layer(benchmark, name, bits, kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bits", ["1-2", "2-2"])
 def test_3x3_of_256_channels_at_28x28(benchmark, bits, kernel):
-    _time_layer(
-        benchmark, Network(preset_model("bfcn50", bits), Operations(1, kernel)), "encoder.stage3.1.conv2", 28, 28
-    )
+    _time_layer(benchmark, _network("bfcn50", bits, kernel), "encoder.stage3.1.conv2", 28, 28)
 
 
 def _time_layer(benchmark, network, name, height, width):

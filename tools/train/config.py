@@ -48,13 +48,15 @@ class Stage:
     name : str
         Names the stage's checkpoint.
     weight_bits, activation_bits : int
-        1 to 8, or 32 for floating point.
+        1 to 8, or 32 for floating point. Where they are not those of the stage before, all scales are set anew, from
+        the weights and the first batch.
     iterations : int
         Batches to train on; 0: the network is only measured, its statistics estimated anew before if asked for.
     encoder_rate, decoder_rate : float
-        AdamW's learning rates, as they would be at the start: they fall along half a cosine to zero, and are reached
-        in 50 iterations, from a fiftieth on. With an `encoder_rate` of 0 the encoder's
-        weights and scales stay as they are: the decoder alone is trained.
+        Peak learning rates of AdamW, which is new in each stage. Half a cosine falls from them to zero; in the first 50
+        iterations it is multiplied by a factor that rises from a fiftieth to 1. With an `encoder_rate` of 0 the decoder
+        alone is trained: the encoder's weights and scales stay as they are, but its BatchNorm's statistics follow the
+        batches, unless `frozen_norms`.
     scales : tuple of int
         Strides that carry a loss: [32] to [32, 16, 8, 4].
     quantizer_rate : float
@@ -395,6 +397,9 @@ def _stage_demands(stage):
         ),
         (stage.task in ("segmentation", "classification"), "task must be 'segmentation' or 'classification'"),
         (stage.task == "segmentation" or stage.scales == (32,), "classification needs scales = [32]"),
+        (stage.task == "segmentation" or not stage.distillation, "classification can have no distillation"),
+        (stage.task == "segmentation" or not stage.evaluate, "classification needs evaluate = false: val has masks"),
+        (stage.norm_batches > 0 or not stage.norm_augmented, "norm_augmented needs norm_batches"),
         (
             distinct and len(distinct) == len(stage.scales) and all(type(scale) is int for scale in stage.scales),
             f"scales must be some of {', '.join(map(str, STRIDES))}",
