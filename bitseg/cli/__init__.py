@@ -16,15 +16,13 @@ import click
 from .. import __version__
 from ..errors import BitsegError
 from .bench import bench
-from .common import abandon_standard_output, exit_when_terminated
+from .common import abandon_standard_output
 from .doctor import doctor, warmup
 from .evaluate import evaluate
 from .models import info, models
 from .predict import predict
+from .signals import INTERRUPTED, end_when_asked, interrupted
 from .stream import stream
-
-INTERRUPTED = 130
-"""Exit status that shells know as an interrupt from the keyboard: 128 and the number of the signal."""
 
 _OF_WRITING = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EAGAIN}
 
@@ -65,8 +63,7 @@ class _Commands(click.Group):
         except MemoryError as error:
             raise click.ClickException("not enough memory; give a smaller size") from error
         except KeyboardInterrupt:
-            # A terminal shows ^C first, in the same line.
-            click.echo("\nInterrupted" if sys.stderr.isatty() else "Interrupted", err=True)
+            click.echo(interrupted(), err=True)
             context.exit(INTERRUPTED)
 
 
@@ -76,7 +73,7 @@ def main():
     """Find out what every pixel of a photo belongs to, with low-bit networks on an ordinary CPU."""
     # Python would look for garbage among all that Numba has made once more at exit, for a tenth of a second.
     atexit.register(gc.freeze)
-    exit_when_terminated()
+    end_when_asked()
     # On a damaged or very large file; the error, if it comes to one, says it in one line.
     warnings.filterwarnings("ignore", module="PIL")
     # A name may hold what the terminal's encoding lacks.

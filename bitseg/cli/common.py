@@ -3,9 +3,7 @@
 import gc
 import math
 import os
-import signal
 import sys
-import threading
 from contextlib import contextmanager, suppress
 
 import click
@@ -15,31 +13,6 @@ from ..files import write_all
 
 LARGEST_SIDE = 65535
 """Pixels; no JPEG is larger."""
-
-
-def exit_when_terminated():
-    """End the process as an error does when it is asked to end (SIGTERM), or its terminal is closed (SIGHUP).
-
-    Otherwise it would end at once, and leave what it has written of a file, and other processes that work for it. The
-    exit status is what a shell would say of such an end: 128 and the number of the signal.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, _end)
-
-
-def _end(number, frame):
-    """Raise `SystemExit`; while llvmlite is called back from C, where an exception would be lost, a moment later."""
-    while frame is not None:
-        if frame.f_code.co_name == "_raw_object_cache_notify":
-            signal.signal(signal.SIGALRM, lambda _, frame: _end(number, frame))
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
-            return
-        frame = frame.f_back
-    sys.exit(128 + number)
 
 
 class _NotEmpty(click.ParamType):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bitseg.cli.common import exit_when_terminated
+from bitseg.cli.signals import end_when_asked
 from bitseg.errors import BitsegError
 from bitseg.files import write_safely
 
@@ -37,7 +37,7 @@ def main(config, data, output, pretrained, start, teacher, workers):
     from .trainer import Trainer
 
     command = f"python -m tools.train {shlex.join(sys.argv[1:])}"
-    exit_when_terminated()
+    end_when_asked()
     try:
         distributed.join_processes()
         settings = read_config(config, data)

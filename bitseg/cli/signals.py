@@ -1,0 +1,56 @@
+"""How a command ends when it is asked to: by Ctrl-C, by ``kill``, or because its terminal is closed."""
+
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status of an interrupt from the keyboard; shells say 128 and the number of the signal of any such end."""
+
+_COMPILER = "numba", "llvmlite"
+
+
+def end_when_asked():
+    """End the process as an error does when it is interrupted (SIGINT), asked to end (SIGTERM), or its terminal is
+    closed (SIGHUP).
+
+    Otherwise it would end at once, and leave what it has written of a file, and other processes that work for it. The
+    exit status is what a shell would say of such an end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        # Not where it is ignored, as by what a shell starts in the background.
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _end)
+
+
+def interrupted():
+    """What to say of an interrupt."""
+    # A terminal shows ^C first, in the same line.
+    return "\nInterrupted" if sys.stderr.isatty() else "Interrupted"
+
+
+def _end(number, frame):
+    if _compiles(frame):
+        # An exception would be lost in what LLVM calls back and in what Python ignores errors of (__del__), or leave
+        # LLVM's objects half freed, which crashes. Nothing is open yet; a helper ends with this process.
+        if number == signal.SIGINT:
+            with suppress(OSError):
+                os.write(2, f"{interrupted()}\n".encode())
+        os._exit(128 + number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def _compiles(frame):
+    """Whether a frame is the compiler's, or called by it."""
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in _COMPILER:
+            return True
+        frame = frame.f_back
+    return False
