@@ -96,7 +96,7 @@ class _MachineCode(CompileResultCacheImpl):
     that it calls. Reading them took as long as all the rest of a kernel.
     """
 
-    _locator_classes = (*CompileResultCacheImpl._locator_classes, _ReadOnlyLocator)
+    _locator_classes = [*CompileResultCacheImpl._locator_classes, _ReadOnlyLocator]  # noqa: RUF012 -- as Numba has it
 
     def reduce(self, compiled):
         (name, kind, (machine_code, _)), *rest, environments = super().reduce(compiled)
