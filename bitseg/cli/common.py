@@ -91,7 +91,7 @@ class ClassNames(click.ParamType):
         return names
 
 
-class Share(click.FloatRange):
+class FiniteRange(click.FloatRange):
     """A number in a range, which NaN is not."""
 
     def convert(self, value, param, context):
@@ -151,7 +151,7 @@ classes_option = click.option(
     "--classes", type=ClassNames(), show_default="all", help="Keep only these, the rest becomes background: cat,dog."
 )
 opacity_option = click.option(
-    "--opacity", type=Share(0, 1), show_default="0.5", help="Strength of the tint of an overlay."
+    "--opacity", type=FiniteRange(0, 1), show_default="0.5", help="Strength of the tint of an overlay."
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 
