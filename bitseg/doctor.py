@@ -79,6 +79,7 @@ def warm_up(model):
         segmenter = load(model, threads)
         side = segmenter.model.preprocessing.working_size
         segmenter.label_map(np.zeros((side, side, 3), np.uint8))
+    _self_test()
     # Again, because the disk may have become full.
     return WarmUp(compilation.compilations() - before, time.perf_counter() - began, _folder_of_kernels())
 

@@ -318,8 +318,9 @@ def _name_and_seekable(stream):
     name = getattr(stream, "name", "file object")
     with _stream_errors(name):
         nothing = stream.read(0)
-        if inspect.iscoroutine(nothing):
-            nothing.close()
+        if inspect.isawaitable(nothing):
+            if inspect.iscoroutine(nothing):
+                nothing.close()
             raise ImageError(f"{name}: its read() is asynchronous; pass what it gives, await file.read()")
         is_binary = isinstance(nothing, bytes)
         is_seekable = hasattr(stream, "seekable") and stream.seekable()
@@ -414,7 +415,7 @@ def _pillow_errors(name):
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        is_address = re.match(r"https?:/", str(name))
+        is_address = re.match(r"(https?|ftp):/", str(name), re.IGNORECASE)
         raise ImageError(f"{name}: not found; {'download it first' if is_address else 'check the path'}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: a folder; give a picture") from error

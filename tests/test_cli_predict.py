@@ -483,6 +483,23 @@ def test_no_process_is_left_of_a_first_run_that_is_ended(tmp_path, sent):
     assert not (tmp_path / "mask.png").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a second process compiles")
+@pytest.mark.parametrize("sent, status, said", [("SIGINT", 130, "Interrupted\n"), ("SIGHUP", 129, "")])
+def test_an_interrupt_of_all_processes_of_a_first_run_is_said_once(tmp_path, sent, status, said):
+    process = subprocess.Popen(
+        [*command(), "predict", CHELSEA, "-o", tmp_path / "mask.png"],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=as_in_a_terminal,
+    )
+    assert "compiling" in process.stderr.readline()
+    time.sleep(2)
+    os.killpg(process.pid, getattr(signal, sent))
+    assert process.communicate(timeout=6)[1] == said and process.returncode == status
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
 @pytest.mark.parametrize("sent, status, said", [("SIGINT", 130, "Interrupted\n"), ("SIGTERM", 143, "")])
 def test_the_request_to_end_is_not_lost_while_the_compiler_runs(sent, status, said):

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -240,6 +241,15 @@ def test_endpoint_takes_no_body_for_a_request(endpoint):
             response = connection.getresponse()
             response.read()
             assert response.status == status
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_endpoint_closes_a_connection_as_asked(endpoint, method):
+    host, port = endpoint.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"{method} /mask HTTP/1.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        with connection.makefile("rb") as answer:
+            assert answer.read().startswith(b"HTTP/1.1 4")
 
 
 def test_endpoint_says_in_one_line_why_it_cannot_begin(endpoint):

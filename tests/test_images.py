@@ -197,7 +197,7 @@ def test_an_upload_that_is_read_asynchronously_is_refused_with_the_mend():
 
 def test_an_address_is_no_path():
     with pytest.raises(ImageError, match="not found; download it first"):
-        read_image("https://example.com/cat.jpg")
+        read_image("HTTPS://example.com/cat.jpg")
 
 
 @pytest.mark.parametrize("source", [b"", io.BytesIO()])

@@ -21,7 +21,7 @@ from bitseg.kernels.bitplanes import Planes
 from bitseg.kernels.counters import add as add_to
 from bitseg.kernels.counters import compare_exchange, read
 from bitseg.kernels.program import Program, Worker, kernel, numba_type
-from bitseg.kernels.run import _AWAY, _LISTENS, Board, Run
+from bitseg.kernels.run import AWAY, LISTENS, Board, Run
 from bitseg.kernels.sharing import Share
 
 PROGRAM = """
@@ -101,6 +101,8 @@ def test_a_change_in_another_file_renews_a_kernel(compiled_package):
 
 @pytest.mark.parametrize("has_source", [True, False])
 def test_a_change_in_a_zip_archive_renews_a_kernel(package, has_source):
+    """Without source as in a frozen program, whose kernels alone are kept then."""
+
     def archive():
         if not has_source:
             compileall.compile_dir(package, quiet=1, legacy=True)
@@ -109,12 +111,12 @@ def test_a_change_in_a_zip_archive_renews_a_kernel(package, has_source):
         shutil.make_archive(package.parent.parent / "bitseg", "zip", package.parent.parent / "zipped")
 
     def run_archive():
-        return run(package, f"import sys\nsys.path.insert(0, {str(package.parent.parent / 'bitseg.zip')!r})\n")
+        before = f"import sys\nsys.path.insert(0, {str(package.parent.parent / 'bitseg.zip')!r})\n"
+        return run(package, before + ("" if has_source else "sys.frozen = True\n"))
 
     archive()
     first, second = run_archive(), run_archive()
-    assert first.stdout == second.stdout == "15\n" and first.stderr != ""
-    assert second.stderr == "" or not has_source  # without source Numba keeps nothing but of frozen programs
+    assert first.stdout == second.stdout == "15\n" and first.stderr != "" and second.stderr == ""
     with_another_popcount(package)
     archive()
     assert run_archive().stdout != "15\n"
@@ -393,13 +395,13 @@ def test_a_helper_that_listens_is_called_to_another_run():
 
 def test_a_helper_that_does_not_come_is_called_back():
     board = Board(3)
-    board.rows[:3, 0] = _LISTENS, _AWAY, _LISTENS
+    board.rows[:3, 0] = LISTENS, AWAY, LISTENS
     run = Run(Program([(note_worker, (((Worker(7), 1), 2), np.zeros(1)))]))
     assert run.call(board, 1) == 1
     assert (board.rows[:, 0] > 1).tolist() == [True, False, False, False]
     assert run.call(board, 2) == 1
     run.abandon(board)
-    assert board.rows[:, 0].tolist() == [_LISTENS, _AWAY, _LISTENS, 0]
+    assert board.rows[:, 0].tolist() == [LISTENS, AWAY, LISTENS, 0]
 
 
 def test_a_helper_does_not_listen_while_there_is_more_to_do():

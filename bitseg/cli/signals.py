@@ -9,7 +9,8 @@ from contextlib import suppress
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status of an interrupt from the keyboard; shells say 128 and the number of the signal of any such end."""
 
-_COMPILER = "numba", "llvmlite"
+_COMPILER = "numba.core.compiler", "llvmlite."
+"""How names of modules begin of which one is at work while a kernel is compiled or read from the cache."""
 
 
 def end_when_asked():
@@ -37,9 +38,9 @@ def interrupted():
 def _end(number, frame):
     if _compiles(frame):
         # An exception would be lost in what LLVM calls back and in what Python ignores errors of (__del__), or leave
-        # LLVM's objects half freed, which crashes. Nothing is open yet; a helper ends with this process.
+        # LLVM's objects half freed, which crashes. No result is open yet; a helper ends with this process.
         if number == signal.SIGINT:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # full, closed
                 os.write(2, f"{interrupted()}\n".encode())
         os._exit(128 + number)
     if number == signal.SIGINT:
@@ -50,7 +51,7 @@ def _end(number, frame):
 def _compiles(frame):
     """Whether a frame is the compiler's, or called by it."""
     while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] in _COMPILER:
+        if frame.f_globals.get("__name__", "").startswith(_COMPILER):
             return True
         frame = frame.f_back
     return False

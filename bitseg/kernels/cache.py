@@ -12,14 +12,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 from numba.core import config
-from numba.core.caching import (
-    CompileResultCacheImpl,
-    FunctionCache,
-    IndexDataCacheFile,
-    InTreeCacheLocator,
-    NullCache,
-    UserProvidedCacheLocator,
-)
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
@@ -47,8 +40,7 @@ def cache_for(function, before_compiling):
 
 def folder_of(cache):
     """Folder of a cache; None where there is none, or something that was compiled could not be kept there."""
-    is_kept = isinstance(cache, _Cache) and cache.keeps_all and os.path.isdir(cache.cache_path)
-    return Path(cache.cache_path) if is_kept else None
+    return Path(cache.folder) if isinstance(cache, _Cache) and cache.keeps_all and os.path.isdir(cache.folder) else None
 
 
 def _kernel_sources():
@@ -82,7 +74,11 @@ def _announce(place):
                 print(f"bitseg: compiling for this CPU {place}; this takes some seconds", file=sys.stderr)
 
 
-class _ReadOnlyLocator(InTreeCacheLocator):
+# Its name began with an underscore up to Numba 0.61.
+_InTreeLocator = next(kind for kind in CompileResultCacheImpl._locator_classes if "InTree" in kind.__name__)
+
+
+class _ReadOnlyLocator(_InTreeLocator):  # type: ignore[valid-type, misc]
     """The package's own folder where no other one can be written."""
 
     def ensure_cache_path(self):
@@ -118,6 +114,7 @@ class _Files(IndexDataCacheFile):
     def __init__(self, folder, name, more_folders):
         super().__init__(folder, name, _SOURCES)
         self._name, self._folders = name, [folder, *more_folders]
+        self.folder = folder
 
     def _file_of(self, key):
         signature, target, _ = key
@@ -131,10 +128,12 @@ class _Files(IndexDataCacheFile):
 
     def load(self, key):
         for folder in self._folders:
-            with suppress(OSError):
+            with suppress(Exception):  # what is damaged raises anything
                 *made_of, content = self._load_data(os.path.join(folder, self._file_of(key)))
                 if made_of == [self._version, self._source_stamp, key, zlib.crc32(content)]:
-                    return pickle.loads(content)
+                    found = pickle.loads(content)
+                    self.folder = folder
+                    return found
         return None
 
     def flush(self):
@@ -151,8 +150,17 @@ class _Cache(FunctionCache):
         self._before_compiling = before_compiling
         locator = self._impl.locator
         self._writable = not isinstance(locator, _ReadOnlyLocator)
+        try:
+            locator.ensure_cache_path()  # that of a zip archive has not done so
+        except OSError:
+            self._writable = False
         self._cache_file = _Files(self.cache_path, self._impl.filename_base, _read_only_folders(locator, function))
         self.keeps_all = True
+
+    @property
+    def folder(self):
+        """Where the latest kernel was found, or one would be kept."""
+        return self._cache_file.folder
 
     def load_overload(self, sig, target_context):
         try:
@@ -179,10 +187,13 @@ class _Cache(FunctionCache):
 
 def _read_only_folders(locator, function):
     """Folders that somebody else may have filled who installed the package, if none was chosen and can be written."""
-    if isinstance(locator, UserProvidedCacheLocator):
-        return []
-    locators = [InTreeCacheLocator, *([UserProvidedCacheLocator] if config.CACHE_DIR else [])]
-    return [locator(function, inspect.getfile(function)).get_cache_path() for locator in locators]
+    file = inspect.getfile(function)
+    folders = [os.path.join(os.path.dirname(file), "__pycache__")]
+    if config.CACHE_DIR:
+        folders.append(os.path.join(config.CACHE_DIR, locator.get_suitable_cache_subpath(file)))
+    chosen = config.CACHE_DIR and locator.get_cache_path() == folders[1]
+    # Code of a frozen program has a path that would be looked for in the current folder.
+    return [] if chosen or not os.path.isabs(file) else folders
 
 
 class _NoCache(NullCache):

@@ -78,7 +78,8 @@ class _Helper:
             before = compilations()
             try:
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_DFL)  # not what the parent would say and tidy up
+                    if signal.getsignal(number) != signal.SIG_IGN:
+                        signal.signal(number, signal.SIG_DFL)  # not what the parent would say and tidy up
                 # It has open what is the parent's, and others may wait until nobody has.
                 ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
                 if os.getppid() == parent:

@@ -110,7 +110,7 @@ class Board:
     Attributes
     ----------
     rows : int64, shape (helpers + 1, n)
-        In the first column, of each helper, `_AWAY`, `_LISTENS`, or the address of the record of the run that it is
+        In the first column, of each helper, `AWAY`, `LISTENS`, or the address of the record of the run that it is
         called to; in the last row how much else there is to do.
     """
 
@@ -147,7 +147,7 @@ def record_of(steps, counters, pieces):
     return record
 
 
-_AWAY, _LISTENS = 0, 1
+AWAY, LISTENS = 0, 1
 
 COLUMNS = 8
 """Of a run's record and of a board, where each row has a cache line."""
@@ -197,9 +197,9 @@ def _call(run, board, number):
     """Call so many listeners, each of whom is counted among those inside from now on; how many there were."""
     called = 0
     for row in range(len(board) - 1):
-        if called < number and read(board, row, 0) == _LISTENS:
+        if called < number and read(board, row, 0) == LISTENS:
             add(run, _INSIDE, 0, 1)
-            if compare_exchange(board, row, 0, _LISTENS, run.ctypes.data):
+            if compare_exchange(board, row, 0, LISTENS, run.ctypes.data):
                 called += 1
             else:
                 add(run, _INSIDE, 0, -1)
@@ -212,7 +212,7 @@ def _work(run, board, first, end, worker):
     _run_steps(run, first, end, worker)
     if worker > 0 and len(board) > 1:
         place = _listen(board, worker - 1)
-        while place != _AWAY:
+        while place != AWAY:
             called = _numbers_at(place, PIECES + MOST_PIECES, COLUMNS)
             _run_steps(called, 0, called[_STEPS, 1], worker)
             place = _listen(board, worker - 1)
@@ -239,18 +239,18 @@ def _fail(run):
 
 @routine
 def _listen(board, row):
-    """Where the record of a run is to which this helper is called; `_AWAY` if it has not been for some time."""
-    compare_exchange(board, row, 0, _AWAY, _LISTENS)
+    """Where the record of a run is to which this helper is called; `AWAY` if it has not been for some time."""
+    compare_exchange(board, row, 0, AWAY, LISTENS)
     looks = 0
     while True:
         place = read(board, row, 0)
-        if place == _LISTENS:
+        if place == LISTENS:
             looks = look_again(looks)
             ends = looks >= LOOKS_FOR_MORE or read(board, len(board) - 1, 0) > 0
-            if ends and compare_exchange(board, row, 0, _LISTENS, _AWAY):
-                return _AWAY
+            if ends and compare_exchange(board, row, 0, LISTENS, AWAY):
+                return AWAY
         # It may have been called back.
-        elif compare_exchange(board, row, 0, place, _AWAY):
+        elif compare_exchange(board, row, 0, place, AWAY):
             return place
 
 
@@ -258,7 +258,7 @@ def _listen(board, row):
 def _close(run, board):
     """Call back those who have not come, and return when all others have left."""
     for row in range(len(board) - 1):
-        if compare_exchange(board, row, 0, run.ctypes.data, _LISTENS):
+        if compare_exchange(board, row, 0, run.ctypes.data, LISTENS):
             add(run, _INSIDE, 0, -1)
     add(run, _CLOSED, 0, 1)
     looks = 0

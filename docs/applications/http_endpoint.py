@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         # A body, which none should have, would be taken for the next request.
-        self.close_connection = "Content-Length" in self.headers
+        self.close_connection |= "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
         self.answer(405, f"POST a photo to {', '.join(CONTENT_TYPES)}")
 
     def body(self):
