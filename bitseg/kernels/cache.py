@@ -150,10 +150,11 @@ class _Cache(FunctionCache):
         self._before_compiling = before_compiling
         locator = self._impl.locator
         self._writable = not isinstance(locator, _ReadOnlyLocator)
-        try:
-            locator.ensure_cache_path()  # that of a zip archive has not done so
-        except OSError:
-            self._writable = False
+        if not os.path.isdir(self.cache_path):  # that of a zip archive is not made before
+            try:
+                locator.ensure_cache_path()
+            except OSError:
+                self._writable = False
         self._cache_file = _Files(self.cache_path, self._impl.filename_base, _read_only_folders(locator, function))
         self.keeps_all = True
 
