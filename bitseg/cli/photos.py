@@ -108,7 +108,7 @@ def plan(photos, kind, output=None):
 
 def _expand(text, recursive, on_error):
     """Photos that one argument names."""
-    if text in (STANDARD_STREAM, "/dev/stdin"):
+    if text == STANDARD_STREAM:
         return [Photo(None, Path("stdin"))]
     if os.path.isdir(text):
         return _photos_in(text, recursive, on_error)

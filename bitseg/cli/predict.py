@@ -105,6 +105,7 @@ def predict(
         raise click.UsageError("--classes is not for --as scores, which has those of every class")
     from .photos import find_photos, plan
 
+    inputs = ["-" if text == "/dev/stdin" else text for text in inputs]
     output = "-" if output == "/dev/stdout" else output
     failures: list[BitsegError] = []
     tasks = plan(find_photos(inputs, recursive, failures.append), kind, output)

@@ -189,7 +189,7 @@ class _Cache(FunctionCache):
 def _read_only_folders(locator, function):
     """Folders that somebody else may have filled who installed the package, if none was chosen and can be written."""
     file = inspect.getfile(function)
-    folders = [os.path.join(os.path.dirname(file), "__pycache__")]
+    folders = [_InTreeLocator(function, file).get_cache_path()]
     if config.CACHE_DIR:
         folders.append(os.path.join(config.CACHE_DIR, locator.get_suitable_cache_subpath(file)))
     chosen = config.CACHE_DIR and locator.get_cache_path() == folders[1]
