@@ -18,7 +18,7 @@ from .errors import BitsegError
 PACKAGES = {"numba": "numba", "llvmlite": "llvmlite", "numpy": "numpy", "pillow": "PIL", "h5py": "h5py"}
 """Packages that do bitseg's work, and the names by which they are imported."""
 
-FEATURES = {
+X86_FEATURES = {
     "popcnt": {"popcnt"},
     "avx2": {"avx2"},
     "avx512bw": {"avx512bw"},
@@ -27,6 +27,8 @@ FEATURES = {
     "amx": {"amx-int8"},
 }
 """CPU features that make a difference to kernels: LLVM's names, of which one suffices."""
+
+ARM_FEATURES = {"neon": {"neon"}, "dotprod": {"dotprod"}}
 
 
 @dataclass(frozen=True)
@@ -136,21 +138,23 @@ def _one_line(error):
 
 
 def _cpu():
-    from llvmlite.binding import get_host_cpu_features
+    from llvmlite.binding import get_host_cpu_features, get_host_cpu_name, get_process_triple
 
     from .kernels import amx, simd
 
     name, features = simd.target_cpu()
-    host = {feature for feature, present in get_host_cpu_features().items() if present}
+    triple = get_process_triple()
+    host = simd.cpu_features(triple, get_host_cpu_name(), get_host_cpu_features().flatten())
+    relevant = ARM_FEATURES if simd.is_arm(triple) else X86_FEATURES
     return {
         "model": _cpu_model(),
         "compiled_for": name,
         "features": {
-            **{feature: not features.isdisjoint(names) for feature, names in FEATURES.items()},
+            **{feature: not features.isdisjoint(names) for feature, names in relevant.items()},
             "byte shuffle": simd.has_byte_shuffle(),
             "tiles": amx.has_tiles(),
         },
-        "unused": [feature for feature, names in FEATURES.items() if host & names and not features & names],
+        "unused": [feature for feature, names in relevant.items() if host & names and not features & names],
         "impossible": sorted(features - host),
     }
 

@@ -4,7 +4,7 @@ import pytest
 
 from bitseg.kernels import amx, simd
 
-needs_byte_shuffle = pytest.mark.skipif(not simd.has_byte_shuffle(), reason="the look-up kernel needs AVX2")
+needs_byte_shuffle = pytest.mark.skipif(not simd.has_byte_shuffle(), reason="the look-up kernel needs AVX2 or NEON")
 needs_tiles = pytest.mark.skipif(not amx.has_tiles(), reason="the tile kernel needs AMX, and Linux")
 
 KERNELS = [

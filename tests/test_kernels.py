@@ -304,10 +304,11 @@ def test_the_stem_equals_numpy_where_values_and_weights_are_largest(monkeypatch,
     assert np.array_equal(*streams)
 
 
-@pytest.mark.skipif(not simd.has_byte_shuffle(), reason="needs a CPU with AVX2")
-@pytest.mark.skipif(not simd.has_byte_dot_product(), reason="on this CPU all tests are of AVX2 alone, or of AVX-512")
-def test_what_is_done_with_avx2_alone_equals_numpy():
-    variables = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+@pytest.mark.skipif(not simd.has_byte_shuffle(), reason="needs a CPU with AVX2 or NEON")
+@pytest.mark.skipif(not simd.has_byte_dot_product(), reason="on this CPU all tests are of AVX2 or NEON alone")
+def test_what_is_done_with_avx2_or_neon_alone_equals_numpy():
+    older = ("generic", "+neon") if simd.multiplies_unsigned_bytes() else ("haswell", "+avx2,+fma")
+    variables = {**os.environ, "NUMBA_CPU_NAME": older[0], "NUMBA_CPU_FEATURES": older[1]}
     by_winograd_and_look_up = "(values_and_weights and winograd) or (end_of_a_block and 1-8-2)"
     by_pairs = "(extreme_sums_of_the_stream and 4-1) or (uneven_weights and 192-4-4-dot)"
     chosen = f"{by_winograd_and_look_up} or {by_pairs}"

@@ -26,11 +26,11 @@ PIXELS = simd.DOT_PIXELS
 DotFilters = namedtuple("DotFilters", "weights zero run multiplier offset kernel levels stride padding")
 """Weights of one convolution.
 
-weights : array of int8 or int16, shape (ceil(out / lanes), kernel, groups of a row, lanes, channels of a group)
-    ``2 q - largest q`` of the codes q, or, where the type has no room for that, q less half of how many there are. The
-    groups of a row run over its pixels and their channels, padded with 0 up to a whole group: over each pixel's
-    channels in a feature map, over all 3 * kernel values in the image. Where bytes are multiplied by pairs the first
-    two axes change places: so they are read from first to last, see `lookup.LookupFilters`.
+weights : array of int8, uint8 or int16, shape (ceil(out / lanes), kernel, groups of a row, lanes, channels of a group)
+    ``2 q - largest q`` of the codes q, or, where the type has no room for that, q less half of how many there are, or,
+    without a sign, q. The groups of a row run over its pixels and their channels, padded with 0 up to a whole group:
+    over each pixel's channels in a feature map, over all 3 * kernel values in the image. Where bytes are multiplied by
+    pairs the first two axes change places: so they are read from first to last, see `lookup.LookupFilters`.
 zero : uint8 or int16
     0, of the type that the activation codes get.
 run : tuple of int
@@ -44,6 +44,8 @@ The other fields are those of `popcount.PopcountFilters`.
 
 def types(weight_bits, input_bits):
     """Types of codes and of weights, and whether these are ``2 q - largest q``."""
+    if simd.multiplies_unsigned_bytes():
+        return np.uint8, np.uint8, False
     largest_code, largest_weight = 2**input_bits - 1, 2**weight_bits - 1
     for signed, magnitude in (True, largest_weight), (False, 2 ** (weight_bits - 1)):
         # Where bytes are multiplied by pairs (AVX2), 16 bits must hold two products.

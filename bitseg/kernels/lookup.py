@@ -2,7 +2,7 @@
 
 For four channels with activation nibbles A_j the sum ``sum_j 2**j popcount(A_j & w)`` has only 16 possible weight
 nibbles w: one byte each of a 16-byte table, which every filter and tap uses. A byte shuffle reads it for 32 output
-channels at once. Needs AVX2; activations have at most 4 bits, so that an entry fits a byte.
+channels at once. Needs AVX2 or NEON; activations have at most 4 bits, so that an entry fits a byte.
 
 Tables are made of a feature map for as many rows as a window has. Of one or two bits there are only 16 or 256 different
 ones: where few filters and taps read a table, each nibble's is looked for among these instead.

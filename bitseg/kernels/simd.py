@@ -1,4 +1,4 @@
-"""SIMD vectors as Numba values, made of generic LLVM operations and, where the CPU has them, of some of x86.
+"""SIMD vectors as Numba values, made of generic LLVM operations and, where the CPU has them, of some of x86 and ARM.
 
 A `Vector` is an ordinary value in a kernel: it lives in a register and every operation below is one LLVM instruction
 or intrinsic. LLVM splits a vector where the CPU's registers are narrower, so a kernel written with them is correct on
@@ -608,8 +608,27 @@ def _has(feature):
 @cache
 def target_cpu():
     """Name and features (a set), in LLVM's words, of the CPU that Numba compiles for."""
-    _, name, features = cpu_target.target_context.codegen().magic_tuple()
-    return name, {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    return name, cpu_features(triple, name, features)
+
+
+def cpu_features(triple, name, listed):
+    """Features (a set) of a CPU of which LLVM knows the triple and the name, and has listed some as "+one,-other".
+
+    It lists none of 64-bit ARM that all have, nor any of Apple's.
+    """
+    features = [feature for feature in listed.split(",") if feature]
+    implied = []
+    if is_arm(triple):
+        implied = ["neon", "dotprod"] if name.startswith("apple-m") else ["neon"]
+    return {feature[1:] for feature in features if feature[0] == "+"} | {
+        feature for feature in implied if f"-{feature}" not in features
+    }
+
+
+def is_arm(triple):
+    """Whether LLVM's name of a platform is one of 64-bit ARM."""
+    return triple.startswith(("aarch64", "arm64"))
 
 
 def narrows_sums():
@@ -618,8 +637,8 @@ def narrows_sums():
 
 
 def has_byte_shuffle():
-    """Whether bytes of a 256-bit vector can be shuffled in one instruction."""
-    return _has("avx2")
+    """Whether all bytes of a vector can be looked up in a table of 16 in one instruction, or two."""
+    return _has("avx2") or _has("neon")
 
 
 def has_vector_popcount():
@@ -628,8 +647,13 @@ def has_vector_popcount():
 
 
 def has_byte_dot_product():
-    """Whether dot products of unsigned with signed bytes are one instruction, on 512 or on 256 bits."""
-    return _has("avx512vnni") or _has("avxvnni")
+    """Whether dot products of bytes are one instruction: of unsigned with signed ones, but see below."""
+    return _has("avx512vnni") or _has("avxvnni") or multiplies_unsigned_bytes()
+
+
+def multiplies_unsigned_bytes():
+    """Whether both bytes of the dot products are unsigned, as ARM has them."""
+    return _has("dotprod")
 
 
 def has_byte_pair_product():
@@ -650,7 +674,7 @@ def store_codes(typing_context, codes, position, planes, word):
         vector = Vector("code", ir.IntType(codes_type.dtype.bitwidth), 64).llvm
         zero, total = ir.Constant(vector, [0] * 64), None
         for bit, pointer in enumerate(_each_pointer(context, builder, planes_type, planes, word, ir.IntType(64))):
-            ones = builder.bitcast(builder.load(pointer), ir.VectorType(ir.IntType(1), 64))
+            ones = _each_bit(builder, builder.load(pointer))
             value = builder.select(ones, ir.Constant(vector, [1 << bit] * 64), zero)
             total = value if total is None else builder.or_(total, value)
         data = context.make_array(codes_type)(context, builder, codes).data
@@ -658,6 +682,16 @@ def store_codes(typing_context, codes, position, planes, word):
         return context.get_dummy_value()
 
     return types.void(codes, types.intp, planes, types.intp), code
+
+
+def _each_bit(builder, word):
+    """Whether each bit of an i64 is set, in as many lanes."""
+    if _has("avx512bw"):
+        return builder.bitcast(word, ir.VectorType(ir.IntType(1), 64))
+    # Of that, LLVM would take one bit after the other for ARM.
+    eight_times = _lanes(builder, builder.bitcast(word, ir.VectorType(u8x32.element, 8)), [n // 8 for n in range(64)])
+    bits = builder.and_(eight_times, ir.Constant(eight_times.type, [1 << n % 8 for n in range(64)]))
+    return builder.icmp_unsigned("!=", bits, ir.Constant(eight_times.type, [0] * 64))
 
 
 @intrinsic
@@ -703,7 +737,7 @@ def _weights_vector(array):
 
 @intrinsic
 def load_weights(typing_context, array, position):
-    """Load 32 bits for each lane of an array of int8 or int16."""
+    """Load 32 bits for each lane of an array of int8, uint8 or int16."""
     vector = _weights_vector(array)
 
     def code(context, builder, signature, values):
@@ -770,6 +804,7 @@ def add_dot_products(typing_context, dots, codes, position, step, weights):
     position, step : int
         Where the codes of the first pixel are, and how much further those of each next.
     weights : see `load_weights`; bytes for codes of uint8, 16-bit numbers for codes of int16.
+        Of bytes their sign counts, but where `multiplies_unsigned_bytes`.
     """
 
     def code(context, builder, signature, values):
@@ -794,10 +829,13 @@ def _codes(builder, data, position, vector):
 
 def _add_dot_product(builder, dots, codes, weights):
     """A vector of dot products, and of one pixel's codes with weights added to it."""
+    if weights.type.element.width == 8 and multiplies_unsigned_bytes():
+        codes = builder.bitcast(codes, weights.type)
+        return _in_parts(builder, neon, "udot.v4i32.v16i8", ir.VectorType(_INT32, 4), dots, codes, weights)
     if has_byte_dot_product():
         words = builder.bitcast(weights, codes.type)
         half = ir.VectorType(_INT32, dot_lanes() // 2)
-        return _by_halves(builder, f"avx512.vpdpbusd.{half.count * 32}", half, dots, codes, words)
+        return _in_parts(builder, x86, f"avx512.vpdpbusd.{half.count * 32}", half, dots, codes, words)
     return builder.add(dots, _multiply_pairs(builder, builder.bitcast(codes, weights.type), weights))
 
 
@@ -883,7 +921,7 @@ def _multiply_pairs(builder, a, b):
     if _has("avx512bw"):
         return x86(builder, "avx512.pmaddw.d.512", i32x16.llvm, a, b)
     if _has("avx2"):
-        return _by_halves(builder, "avx2.pmadd.wd", ir.VectorType(_INT32, 8), a, b)
+        return _in_parts(builder, x86, "avx2.pmadd.wd", i32x8.llvm, a, b)
     a, b = (builder.bitcast(vector, i32x16.llvm) for vector in (a, b))
     sixteen = ir.Constant(i32x16.llvm, [16] * 16)
     high = builder.mul(builder.ashr(a, sixteen), builder.ashr(b, sixteen))
@@ -891,22 +929,39 @@ def _multiply_pairs(builder, a, b):
     return builder.add(low, high)
 
 
-def _by_halves(builder, name, result, *arguments):
-    """Call an intrinsic on each half of vectors twice as wide as it takes: a vector of twice the type `result`."""
+def _in_parts(builder, call, name, result, *arguments):
+    """Call an intrinsic on each part of vectors that are wider than it takes: a vector of all its results.
 
-    def half(number):
-        halves = (range(number * (v.type.count // 2), (number + 1) * (v.type.count // 2)) for v in arguments)
-        return x86(builder, name, result, *(_lanes(builder, *pair) for pair in zip(arguments, halves)))
+    call : `x86` or `neon`
+    result : the LLVM type of a part's result, as wide as a part of the first argument
+    """
+    count = _width(arguments[0].type) // _width(result)
+    parts = []
+    for number in range(count):
+        lanes = [vector.type.count // count for vector in arguments]
+        pieces = (_lanes(builder, v, range(number * n, (number + 1) * n)) for v, n in zip(arguments, lanes))
+        parts.append(call(builder, name, result, *pieces))
+    return _concatenate(builder, parts)
 
-    halves = half(0), half(1)
-    numbers = ir.Constant(ir.VectorType(_INT32, 2 * result.count), list(range(2 * result.count)))
-    return builder.shuffle_vector(*halves, numbers)
+
+def _width(vector):
+    """Bits of an LLVM type of vectors."""
+    return vector.count * vector.element.width
 
 
 def x86(builder, name, result, *arguments):
     """Call one of LLVM's intrinsics of x86."""
+    return _call(builder, f"llvm.x86.{name}", result, *arguments)
+
+
+def neon(builder, name, result, *arguments):
+    """Call one of LLVM's intrinsics of ARM's vectors, which have 128 bits."""
+    return _call(builder, f"llvm.aarch64.neon.{name}", result, *arguments)
+
+
+def _call(builder, name, result, *arguments):
     function = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.x86.{name}"), arguments)
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
 
 
 # Look-up: byte shuffles of 32 lanes, for `lookup.py`. LLVM has no generic form of them.
@@ -1022,19 +1077,27 @@ def look_up(typing_context, counts, tables, offsets, places, k, nibbles):
         _, tables_type, offsets_type, *_ = signature.args
         counts, tables, offsets, places, k, nibbles = values
         counts, nibbles = cgutils.unpack_tuple(builder, counts), cgutils.unpack_tuple(builder, nibbles)
-        found = []
+        totals = []
         for place in cgutils.unpack_tuple(builder, places):
             offset = builder.shl(builder.add(place, k), ir.IntType(64)(4))
             if offsets_type != types.none:
                 data = context.make_array(offsets_type)(context, builder, offsets).data
                 offset = builder.zext(builder.load(builder.gep(data, [builder.add(place, k)])), ir.IntType(64))
             table = _load_unaligned(builder, _pointer(context, builder, tables_type, tables, offset, u8x16), u8x16)
-            table = _lanes(builder, table, [*range(16), *range(16)])
-            found += [x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibble) for nibble in nibbles]
-        counts = [builder.add(count, entry) for count, entry in zip(counts, found)]
-        return context.make_tuple(builder, signature.return_type, counts)
+            for nibble in nibbles:
+                # Added at once: for all entries together ARM has no registers, whatever LLVM makes of it.
+                totals.append(builder.add(counts[len(totals)], _look_up(builder, table, nibble)))
+        return context.make_tuple(builder, signature.return_type, totals)
 
     return counts(counts, tables, offsets, places, types.intp, nibbles), code
+
+
+def _look_up(builder, table, nibbles):
+    """Elements of a table (u8x16) for 32 nibbles (u8x32)."""
+    table = _lanes(builder, table, [*range(16), *range(16)])
+    if _has("avx2"):
+        return x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibbles)
+    return _in_parts(builder, neon, "tbl1.v16i8", u8x16.llvm, table, nibbles)
 
 
 def _byte_counts(adds):

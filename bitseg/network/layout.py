@@ -28,7 +28,7 @@ def check_kernel(name):
     if name not in KERNELS:
         raise ValueError(unknown("kernel", name, KERNELS))
     if name == "lookup" and not simd.has_byte_shuffle():
-        raise ValueError("the look-up kernel needs a CPU with AVX2: choose kernel 'auto', 'popcount' or 'dot'")
+        raise ValueError("the look-up kernel needs a CPU with AVX2 or NEON: choose kernel 'auto', 'popcount' or 'dot'")
     if name == "tile" and not amx.has_tiles():
         needed = "a CPU with AMX, and Linux's permission to use it"
         raise ValueError(f"the tile kernel needs {needed}: choose kernel 'auto', 'popcount' or 'dot'")
@@ -334,7 +334,7 @@ def _dot_weights(convolution, weights, codes, types):
     multiplier, offset, kernel, largest, stride, padding = _filter_fields(convolution, weights)
     code_type, weight_type, signed = types
     codes = codes.astype(np.int16)
-    excess = (largest + 1) // 2
+    excess = (largest + 1) // 2 if np.iinfo(weight_type).min < 0 else 0
     stored = (2 * codes - largest if signed else codes - excess).astype(weight_type)
     return stored, {
         "zero": code_type(0),
