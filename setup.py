@@ -16,7 +16,7 @@ setup(
     license="MIT",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
-    packages=["bitseg", "bitseg.cli", "bitseg.kernels", "bitseg.network", "bitseg.weights"],
+    packages=["bitseg", "bitseg.cli", "bitseg.kernels", "bitseg.kernels.simd", "bitseg.network", "bitseg.weights"],
     # The models lie at the top of the repository and are installed beside the code that reads them.
     package_dir={"bitseg.weights": "weights"},
     package_data={"bitseg": ["py.typed"], "bitseg.weights": ["*.h5", "README.md"]},

@@ -6,6 +6,8 @@ from llvmlite import binding, ir
 
 from bitseg.architecture import Convolution
 from bitseg.kernels import simd
+from bitseg.kernels.simd import codes, cpu, products, tables
+from bitseg.kernels.simd.vectors import u8x16, u8x32
 from bitseg.model_file import LayerWeights
 from bitseg.network import reference
 from bitseg.network.layout import bit_filters
@@ -50,43 +52,41 @@ def assembly_for_arm(operation, result, *arguments):
 
 @pytest.fixture
 def arm(monkeypatch):
-    monkeypatch.setattr(simd, "target_cpu", lambda: ("generic", {"neon", "dotprod"}))
+    monkeypatch.setattr(cpu, "target_cpu", lambda: ("generic", {"neon", "dotprod"}))
 
 
 def test_arm_looks_up_16_bytes_in_an_instruction(arm):
-    bytes32, table = simd.u8x32.llvm, simd.u8x16.llvm
-    assembly = assembly_for_arm(simd._look_up, bytes32, table, bytes32)
+    bytes32, table = u8x32.llvm, u8x16.llvm
+    assembly = assembly_for_arm(tables._look_up, bytes32, table, bytes32)
     assert assembly.count("tbl\t") == 2
 
 
 def test_arm_multiplies_and_adds_16_bytes_in_an_instruction(arm):
     lanes = simd.dot_lanes()
     sums, weights = ir.VectorType(ir.IntType(32), lanes), ir.VectorType(ir.IntType(8), 4 * lanes)
-    assembly = assembly_for_arm(simd._add_dot_product, sums, sums, sums, weights)
+    assembly = assembly_for_arm(products._add_dot_product, sums, sums, sums, weights)
     assert assembly.count("udot\t") == lanes // 4
 
 
 def test_arm_makes_lanes_of_bits_without_taking_each(arm):
     word, lanes = ir.IntType(64), ir.VectorType(ir.IntType(8), 64)
-    assembly = assembly_for_arm(lambda builder, bits: builder.zext(simd._each_bit(builder, bits), lanes), lanes, word)
+    assembly = assembly_for_arm(lambda builder, bits: builder.zext(codes._each_bit(builder, bits), lanes), lanes, word)
     instructions = [line for line in assembly.splitlines() if line.startswith("\t") and line[1] != "."]
     assert len(instructions) < 64
 
 
 @pytest.mark.parametrize("weight_bits, input_bits", [(1, 1), (2, 8), (8, 8), (5, 3)])
-def test_dot_products_of_unsigned_bytes_give_the_sums(monkeypatch, weight_bits, input_bits):
-    monkeypatch.setattr(simd, "multiplies_unsigned_bytes", lambda: True)
-    monkeypatch.setattr(simd, "has_byte_dot_product", lambda: True)
+def test_dot_products_of_unsigned_bytes_give_the_sums(arm, weight_bits, input_bits):
     generator = np.random.default_rng(0)
     convolution = Convolution(12, 5, 3, 1, weight_bits, input_bits, 0)
-    codes = generator.integers(0, 2**weight_bits, (5, 3, 3, 12), dtype=np.uint8)
-    weights = LayerWeights(codes, np.ones(5, np.float32), np.zeros(5, np.float32))
+    q = generator.integers(0, 2**weight_bits, (5, 3, 3, 12), dtype=np.uint8)
+    weights = LayerWeights(q, np.ones(5, np.float32), np.zeros(5, np.float32))
     filters = bit_filters(convolution, weights, "dot")
     assert filters.weights.dtype == np.uint8 and filters.zero.dtype == np.uint8
     window = generator.integers(0, 2**input_bits, (3, 3, 12), dtype=np.uint8)
     blocks, rows, groups, lanes, group = filters.weights.shape
     stored = filters.weights.transpose(0, 3, 1, 2, 4).reshape(blocks * lanes, rows, groups * group).astype(np.int64)
     total = 2 * (stored * window.reshape(3, -1)).sum((1, 2)) - int(filters.levels) * int(window.sum())
-    expected = reference.convolution_sums(window, codes, weight_bits, 1, 0).reshape(-1)
+    expected = reference.convolution_sums(window, q, weight_bits, 1, 0).reshape(-1)
     lanes_of_channels = np.argsort(simd.lane_channels(32))[:5]
     assert np.array_equal(total[lanes_of_channels], expected)

@@ -51,11 +51,19 @@ def _kernel_sources():
     """
     contents = []
     with suppress(OSError):
-        modules = [file for file in files(__package__).iterdir() if file.name.endswith((".py", ".pyc"))]
-        contents = [file.read_bytes() for file in sorted(modules, key=lambda file: file.name)]
+        contents = [file.read_bytes() for file in _modules(files(__package__))]
     if not contents and getattr(sys, "frozen", False):
         contents = [Path(sys.executable).read_bytes()]
     return hashlib.sha256(b"".join(contents)).hexdigest() if contents else None
+
+
+def _modules(folder):
+    """Files of the modules in a package's folder and those in it, always in the same order."""
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith((".py", ".pyc")):
+            yield file
+        elif file.is_dir() and file.name != "__pycache__":
+            yield from _modules(file)
 
 
 _SOURCES = _kernel_sources()
