@@ -326,6 +326,22 @@ def example_image(size):
     return resize(read_image(PHOTO), size[::-1])
 
 
+def conditions(model, size, threads, rounds):
+    """What the file of a measurement says of the network, the software and the machine."""
+    return {
+        "model": model.name,
+        "bits": f"{model.architecture.weight_bits}-{model.architecture.activation_bits}",
+        "size": "x".join(map(str, size)),
+        "threads": threads,
+        "rounds": rounds,
+        "commit": current_commit(),
+        "date": today(),
+        "cpu": _cpu(),
+        "versions": {name: version(name) for name in ("numba", "numpy", "onnxruntime", "openvino")},
+        "python": platform.python_version(),
+    }
+
+
 @click.command(context_settings={"show_default": True})
 @network_options
 @click.option("--threads", default=1, type=click.IntRange(min=1), help="Threads of every engine.")
@@ -349,20 +365,8 @@ def main(preset, bits, model_name, size, threads, rounds, json_file, memory, mem
         times = time_engines(engines, image, rounds, wakes=threads > 1)
         peaks = _peaks(model, width, height, threads, folder) if memory else {}
     result = _summary(times)
-    result |= {
-        "model": model.name,
-        "bits": f"{model.architecture.weight_bits}-{model.architecture.activation_bits}",
-        "size": f"{width}x{height}",
-        "threads": threads,
-        "rounds": rounds,
-        "warm_up": WARM_UP,
-        "fp32_agreement": agreement,
-        "commit": current_commit(),
-        "date": today(),
-        "cpu": _cpu(),
-        "versions": {name: version(name) for name in ("numba", "numpy", "onnxruntime", "openvino")},
-        "python": platform.python_version(),
-    }
+    result |= conditions(model, size, threads, rounds)
+    result |= {"warm_up": WARM_UP, "fp32_agreement": agreement}
     if peaks:
         result["peak_memory_mb"] = peaks
     _print(result)

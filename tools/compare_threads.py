@@ -9,6 +9,7 @@ shown apart. It is measured between two threads, wherever the system lets them r
 of two among many processors.
 """
 
+import json
 import statistics
 import sys
 import tempfile
@@ -25,7 +26,15 @@ from bitseg.kernels.counters import add, look_again, read
 
 if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).parent.parent))
-from tools.compare_engines import ENGINES, BitsegEngine, example_image, network_options, open_network, time_engines
+from tools.compare_engines import (
+    ENGINES,
+    BitsegEngine,
+    conditions,
+    example_image,
+    network_options,
+    open_network,
+    time_engines,
+)
 
 NEAR = 100
 """Nanoseconds in which a processor hands a cache line to another one that shares a cache with it: some 40 to 70. With
@@ -87,25 +96,44 @@ def near_and_far(times, handovers):
     return near, far
 
 
-def show(title, times, names, threads):
-    """A table of what each engine gains from more threads."""
+def gains(times, names, threads):
+    """What each engine gains from more threads; but for the number of timings nothing where there are none of one.
+
+    Returns
+    -------
+    dict
+        ``timings``, the least and the largest number of each engine and number of threads, and by engine
+        ``median_ms`` with one thread and with more, ``gain`` of medians, and ``gain_of_least`` times.
+    """
     counts = [len(timings) for timings in times.values()]
-    click.echo(f"\n{title}: {min(counts)} to {max(counts)} timings each")
-    if not all(counts):
+    result = {"timings": [min(counts), max(counts)]}
+    if all(counts):
+        pairs = {name: (times[name, 1], times[name, threads]) for name in names}
+        medians = {name: [statistics.median(timings) for timings in pair] for name, pair in pairs.items()}
+        result["median_ms"] = medians
+        result["gain"] = {name: one / more for name, (one, more) in medians.items()}
+        result["gain_of_least"] = {name: min(one) / min(more) for name, (one, more) in pairs.items()}
+    return result
+
+
+def show(title, result, threads):
+    """A table of `gains`."""
+    least, most = result["timings"]
+    click.echo(f"\n{title}: {least} to {most} timings each")
+    if not least:
         return
     click.echo(f"{'engine':18} {'1 thread':>10} {f'{threads} threads':>10} {'gain':>6} {'of least times':>15}")
-    for name in names:
-        one, more = times[name, 1], times[name, threads]
-        medians = statistics.median(one), statistics.median(more)
-        gain, least = medians[0] / medians[1], min(one) / min(more)
-        click.echo(f"{name:18} {medians[0]:10.2f} {medians[1]:10.2f} {gain:5.2f}x {least:14.2f}x")
+    for name, (one, more) in result["median_ms"].items():
+        gain, gain_of_least = result["gain"][name], result["gain_of_least"][name]
+        click.echo(f"{name:18} {one:10.2f} {more:10.2f} {gain:5.2f}x {gain_of_least:14.2f}x")
 
 
 @click.command(context_settings={"show_default": True})
 @network_options
 @click.option("--threads", default=2, type=click.IntRange(min=2), help="Threads to compare with one.")
 @click.option("--rounds", default=21, type=click.IntRange(min=1), help="Rounds of the interleaved run.")
-def main(preset, bits, model_name, size, threads, rounds):
+@click.option("--json", "json_file", type=click.Path(), help="Write the results to this file.")
+def main(preset, bits, model_name, size, threads, rounds, json_file):
     """Compare what bitseg, ONNX Runtime and OpenVINO in fp32 gain from more threads."""
     model, image = open_network(preset, bits, model_name), example_image(size)
     kinds = {name: kind for name, kind in ENGINES.items() if kind is BitsegEngine or name.endswith("fp32")}
@@ -123,13 +151,20 @@ def main(preset, bits, model_name, size, threads, rounds):
         }
         times = time_engines(engines, image, rounds, wakes=True, asleep=asleep)
     near, far = near_and_far(times, handovers)
-    click.echo(
-        f"a cache line goes from one thread to another in {min(handovers):.0f} to {max(handovers):.0f} ns, "
-        f"median {statistics.median(handovers):.0f}"
-    )
-    show("all", times, kinds, threads)
-    show(f"less than {NEAR} ns before and after", near, kinds, threads)
-    show(f"{NEAR} ns and more before and after", far, kinds, threads)
+    least, median, most = min(handovers), statistics.median(handovers), max(handovers)
+    click.echo(f"a cache line goes from one thread to another in {least:.0f} to {most:.0f} ns, median {median:.0f}")
+    titles = {
+        "all": "all",
+        "near": f"less than {NEAR} ns before and after",
+        "far": f"{NEAR} ns and more before and after",
+    }
+    result = {"handover_ns": [least, median, most]}
+    for (kind, title), timings in zip(titles.items(), (times, near, far), strict=True):
+        result[kind] = gains(timings, kinds, threads)
+        show(title, result[kind], threads)
+    if json_file:
+        result |= conditions(model, size, threads, rounds)
+        Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
