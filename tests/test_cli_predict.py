@@ -19,6 +19,7 @@ from PIL import Image
 
 from bitseg import segmenter as segmenter_module
 from bitseg.cli import main
+from bitseg.cli.common import ClassNames
 from bitseg.cli.predict import KINDS
 from bitseg.images import OUTPUT_FORMATS
 from bitseg.kernels import cache as kernel_cache
@@ -662,6 +663,8 @@ def test_names_that_the_encoding_of_the_terminal_lacks(tmp_path):
         ["--opacity", "nan", "--overlay"],
         ["--opacity", "0.5"],
         ["--classes", "cat,"],
+        ["--classes", ""],
+        ["--classes", "cat\ndog"],
         ["-o", ""],
         [""],
     ],
@@ -669,6 +672,20 @@ def test_names_that_the_encoding_of_the_terminal_lacks(tmp_path):
 def test_wrong_usage_exits_with_2(predict, options):
     result = predict(CHELSEA, *options)
     assert result.exit_code == 2 and "Usage: bitseg predict" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "value, names",
+    [
+        ("cat", ("cat",)),
+        ("dog, person", ("dog", "person")),
+        ('"light, red",car', ("light, red", "car")),
+        ('car, "light, red"', ("car", "light, red")),
+        ("sign 'stop'", ("sign 'stop'",)),
+    ],
+)
+def test_names_of_classes_are_separated_by_commas_outside_quotes(value, names):
+    assert ClassNames().convert(value, None, None) == names
 
 
 def test_help_shows_every_option_with_its_default(predict):

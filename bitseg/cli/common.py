@@ -1,5 +1,6 @@
 """What several commands share: kinds of option values, common options, standard streams, tables."""
 
+import csv
 import gc
 import math
 import os
@@ -85,8 +86,11 @@ class ClassNames(click.ParamType):
     def convert(self, value, param, context):
         if isinstance(value, tuple):
             return value
-        names = tuple(name.strip() for name in value.split(","))
-        if not all(names):
+        try:
+            names = tuple(name.strip() for name in next(csv.reader([value], skipinitialspace=True), ()))
+        except csv.Error:
+            names = ()
+        if not names or not all(names):
             self.fail(f"'{value}' is not a list of classes, for example cat,dog", param, context)
         return names
 
