@@ -3,9 +3,11 @@
 Whatever may be missing or broken is imported where it is used, so that the rest can still be told.
 """
 
+import ctypes
 import math
 import os
 import platform
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from .errors import BitsegError
 PACKAGES = {"numba": "numba", "llvmlite": "llvmlite", "numpy": "numpy", "pillow": "PIL", "h5py": "h5py"}
 """Packages that do bitseg's work, and the names by which they are imported."""
 
-X86_FEATURES = {
+FEATURES = {
     "popcnt": {"popcnt"},
     "avx2": {"avx2"},
     "avx512bw": {"avx512bw"},
@@ -26,9 +28,13 @@ X86_FEATURES = {
     "vnni": {"avx512vnni", "avxvnni"},
     "amx": {"amx-int8"},
 }
-"""CPU features that make a difference to kernels: LLVM's names, of which one suffices."""
+"""CPU features that make a difference to kernels, but on ARM: LLVM's names, of which one suffices."""
 
 ARM_FEATURES = {"neon": {"neon"}, "dotprod": {"dotprod"}}
+"""Those of 64-bit ARM."""
+
+_HARDWARE_CAPABILITIES, _DOT_PRODUCT = 16, 1 << 20
+"""AT_HWCAP and HWCAP_ASIMDDP of Linux's ``sys/auxv.h`` and ``asm/hwcap.h``."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +149,12 @@ def _cpu():
     from .kernels import amx, simd
 
     name, features = simd.target_cpu()
-    triple = get_process_triple()
-    host = simd.cpu_features(triple, get_host_cpu_name(), get_host_cpu_features().flatten())
-    relevant = ARM_FEATURES if simd.is_arm(triple) else X86_FEATURES
+    triple, host_name = get_process_triple(), get_host_cpu_name()
+    host, relevant = simd.cpu_features(triple, host_name, get_host_cpu_features().flatten()), FEATURES
+    if simd.is_arm(triple):
+        host, relevant = host | _arm_features_by_system(), ARM_FEATURES
     return {
-        "model": _cpu_model(),
+        "model": _cpu_model() or host_name,
         "compiled_for": name,
         "features": {
             **{feature: not features.isdisjoint(names) for feature, names in relevant.items()},
@@ -159,12 +166,20 @@ def _cpu():
     }
 
 
+def _arm_features_by_system():
+    """What Linux says of 64-bit ARM: LLVM may not know the CPU."""
+    if not sys.platform.startswith("linux"):
+        return set()
+    return {"dotprod"} if ctypes.CDLL(None).getauxval(_HARDWARE_CAPABILITIES) & _DOT_PRODUCT else set()
+
+
 def _cpu_model():
+    """Name of the CPU as Linux tells it, empty elsewhere and on ARM."""
     for line in _text(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":
             return value.strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _text(path):
@@ -288,7 +303,10 @@ def problems(report):
         return
     if report["cpu"]["impossible"]:
         names = ", ".join(report["cpu"]["impossible"])
-        yield f"NUMBA_CPU_FEATURES asks for {names}, which this CPU has not: kernels would end the process. Unset it."
+        yield (
+            f"NUMBA_CPU_NAME or NUMBA_CPU_FEATURES asks for {names}, which this CPU has not: kernels would end the "
+            "process. Unset it."
+        )
     elif report["self_test"]["error"]:
         yield f"Kernels do not run ({report['self_test']['error']})."
     elif not report["self_test"]["identical"]:
@@ -306,10 +324,11 @@ def advice(report):
         return
     cpu, usable, limit = report["cpu"], report["processors"]["usable"], report["processors"]["limit"]
     if cpu["unused"]:
-        yield (
-            f"Kernels do without {', '.join(cpu['unused'])}, which this CPU has, because Numba was told so "
-            "(NUMBA_CPU_NAME, NUMBA_CPU_FEATURES or NUMBA_ENABLE_AVX): unset it."
-        )
+        without = f"Kernels do without {', '.join(cpu['unused'])}, which this CPU has, because"
+        if "dotprod" in cpu["unused"] and not {"NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"} & set(report["environment"]):
+            yield f"{without} LLVM does not know it: set NUMBA_CPU_FEATURES=+neon,+dotprod."
+        else:
+            yield (f"{without} Numba was told so (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES or NUMBA_ENABLE_AVX): unset it.")
     if not report["cache"]["writable"]:
         yield (
             "Compiled kernels cannot be kept, so that each start takes as long as the first: "

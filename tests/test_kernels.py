@@ -305,7 +305,9 @@ def test_the_stem_equals_numpy_where_values_and_weights_are_largest(monkeypatch,
 
 
 @pytest.mark.skipif(not simd.has_byte_shuffle(), reason="needs a CPU with AVX2 or NEON")
-@pytest.mark.skipif(not simd.has_byte_dot_product(), reason="on this CPU all tests are of AVX2 or NEON alone")
+@pytest.mark.skipif(
+    not simd.has_byte_dot_product(), reason="multiplies no bytes: here all tests are of what AVX2, AVX-512 or NEON do"
+)
 def test_what_is_done_with_avx2_or_neon_alone_equals_numpy():
     older = ("generic", "+neon") if simd.multiplies_unsigned_bytes() else ("haswell", "+avx2,+fma")
     variables = {**os.environ, "NUMBA_CPU_NAME": older[0], "NUMBA_CPU_FEATURES": older[1]}

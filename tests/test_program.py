@@ -87,7 +87,7 @@ def test_the_first_run_says_that_it_compiles_and_the_second_is_silent(package):
 
 def with_another_popcount(package):
     """Change a file of a package that has no kernel in it; `PROGRAM` then prints something else."""
-    source = package / "kernels" / "simd" / "codes.py"
+    source = package / "kernels" / "simd" / "bits.py"
     text = source.read_text()
     changed = text.replace("builder.zext(builder.ctpop(word)", "builder.zext(builder.not_(builder.ctpop(word))")
     assert changed != text

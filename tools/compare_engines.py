@@ -22,6 +22,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from llvmlite.binding import get_host_cpu_name
 
 from bitseg.cli.common import ImageSize
 from bitseg.errors import BitsegError
@@ -278,9 +279,10 @@ def _cpu():
     text = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
     lines = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     lines = {key.strip(): value.strip() for key, value in lines.items()}
-    wanted = ("avx2", "fma", "avx512", "avx_vnni", "amx")
-    features = [flag for flag in lines.get("flags", "").split() if flag.startswith(wanted)]
-    name = lines.get("model name", platform.processor())
+    wanted = ("avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "i8mm", "sve")
+    flags = lines.get("flags", lines.get("Features", ""))  # of x86, of ARM
+    features = [flag for flag in flags.split() if flag.startswith(wanted)]
+    name = lines.get("model name") or get_host_cpu_name()
     if avx2_only.is_on():
         name, features = f"{name}, AVX2 only", [flag for flag in features if flag in ("avx2", "fma")]
     model = [lines.get(entry) for entry in ("vendor_id", "cpu family", "model")]

@@ -3,7 +3,7 @@
 Its time does not grow with the bits, so it is the kernel for many of them, and for what is bytes already: the residual
 stream, and the image that the stem reads.
 A dot product treats neighbouring input channels that share 32 bits, one output channel in each lane: four channels as
-bytes, weights being signed, or two as 16-bit numbers where the CPU cannot multiply such bytes.
+bytes, weights being signed but on ARM, or two as 16-bit numbers where the CPU cannot multiply such bytes.
 """
 
 from collections import namedtuple

@@ -37,12 +37,13 @@ def check_kernel(name):
 def kernel_costs(convolution):
     """About how many cycles each kernel that can run a bit convolution needs for a thousand multiplications.
 
-    Popcount treats each pair of bit-planes by itself: an AND, a popcount and an addition are 512 products of one bit;
-    without AVX-512's vector popcount that takes seven instructions more. Look-up treats each plane of the weights by
-    itself, all planes of at most 4-bit activations at once; of three and four bits it makes tables, which cost the
-    more, the fewer filters and taps read them. A dot product takes the same time whatever the bits, and a product of
-    tiles a fifth of that; both first make bytes of bit-planes. `tests/benchmarks` measures all four. The residual
-    stream is bytes: only these two read it.
+    Popcount treats each pair of bit-planes by itself: with AVX-512's vector popcount an AND, a popcount and an addition
+    are 512 products of one bit, without it that takes seven instructions more. Look-up treats each plane of the weights
+    by itself, all planes of at most 4-bit activations at once; of three and four bits it makes tables, which cost the
+    more, the fewer filters and taps read them. A dot product takes the same time whatever the bits, several times as
+    long where the CPU multiplies no bytes, and a product of tiles a fifth of it; both first make bytes of bit-planes.
+    `tests/benchmarks` measures all four on x86; ARM's instructions were counted. The residual stream is bytes: only
+    dot products and tiles read it.
 
     Parameters
     ----------
@@ -54,7 +55,8 @@ def kernel_costs(convolution):
     """
     products = convolution.weight_bits * convolution.input_bits
     uses = convolution.out_channels * convolution.kernel**2 / convolution.stride**2
-    costs = {"dot": (14 if simd.has_byte_dot_product() else 24) + 400 / uses}
+    of_dot = 14 if simd.has_byte_dot_product() else 24 if simd.has_byte_pair_product() else 110
+    costs = {"dot": of_dot + 400 / uses}
     if amx.has_tiles():
         costs["tile"] = 2 + 150 / uses
     if convolution.reads_stream:

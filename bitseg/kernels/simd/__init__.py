@@ -13,37 +13,16 @@ from .arithmetic import (
     broadcast_i32x16,
     exact_quotient,
     i32x16_to_u8x16,
-    load_f32x8,
-    load_f32x16,
-    load_f32x32,
-    load_i32x16,
-    load_s16x16,
-    load_u8x32,
     maximum,
     minimum,
     multiply_float,
-    pick_f32x8,
     select_greater,
     shift_left,
-    store,
-    store_each,
     subtract,
     subtract_float,
 )
-from .codes import (
-    clear_half,
-    lane_channels,
-    load_signed_sums,
-    multiply_codes,
-    round_to_u8x32,
-    signed_sums_to_f32x32,
-    store_bits,
-    store_codes,
-    store_steps,
-    sum_u8x32,
-    to_channel_order,
-    to_elements_of,
-)
+from .bits import clear_half, store_bits, store_codes, store_steps, sum_u8x32, to_elements_of
+from .build import x86
 from .counts import broadcast_words, count_matches, load_words, store_counts, zero_counts
 from .cpu import (
     cpu_features,
@@ -56,7 +35,17 @@ from .cpu import (
     narrows_sums,
     target_cpu,
 )
-from .llvm import x86
+from .memory import (
+    load_f32x8,
+    load_f32x16,
+    load_f32x32,
+    load_i32x16,
+    load_s16x16,
+    load_u8x32,
+    pick_f32x8,
+    store,
+    store_each,
+)
 from .products import (
     DOT_PIXELS,
     PAIRS_VECTORS,
@@ -71,6 +60,14 @@ from .products import (
     zero_dots,
     zero_pairs,
 )
+from .sums import (
+    lane_channels,
+    load_signed_sums,
+    multiply_codes,
+    round_to_u8x32,
+    signed_sums_to_f32x32,
+    to_channel_order,
+)
 from .tables import (
     add_byte_counts,
     load_bytes_each,
@@ -82,4 +79,4 @@ from .tables import (
     window_places,
     zero_bytes,
 )
-from .vectors import Vector, u8x16, u8x32
+from .vectors import Vector

@@ -1,51 +1,24 @@
-"""Vectors of numbers: loaded and stored, added, multiplied, compared."""
+"""Vectors of numbers added, multiplied, compared."""
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
-from . import llvm
-from .cpu import has
-from .vectors import INT32, Vector, f32x8, f32x16, f32x32, i32x16, s16x16, u8x16, u8x32
-
-
-def _load(vector):
-    @intrinsic
-    def load(typing_context, array, offset):
-        def code(context, builder, signature, values):
-            pointer = llvm.pointer_to(context, builder, signature.args[0], values[0], values[1], vector)
-            return llvm.load_unaligned(builder, pointer, vector)
-
-        return vector(array, types.intp), code
-
-    return load
-
-
-load_f32x8 = _load(f32x8)
-load_f32x16 = _load(f32x16)
-load_f32x32 = _load(f32x32)
-load_u8x32 = _load(u8x32)
-load_s16x16 = _load(s16x16)
-load_i32x16 = _load(i32x16)
-
-
-@intrinsic
-def store(typing_context, array, offset, vector):
-    """Write a vector to consecutive elements of an array from `offset` on."""
-
-    def code(context, builder, signature, values):
-        pointer = llvm.pointer_to(context, builder, signature.args[0], values[0], values[1], signature.args[2])
-        builder.store(values[2], pointer).align = 1
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, vector), code
+from . import build
+from .vectors import (
+    INT32,
+    f32x8,
+    f32x16,
+    i32x16,
+    u8x16,
+)
 
 
 def _broadcast(vector, scalar):
     @intrinsic
     def broadcast(typing_context, value):
         def code(context, builder, signature, values):
-            return llvm.splat(builder, values[0], vector)
+            return build.splat(builder, values[0], vector)
 
         return vector(scalar), code
 
@@ -74,7 +47,7 @@ def shift_left(typing_context, numbers, bits):
 
     def code(context, builder, signature, values):
         vector, bits = signature.args[0], builder.trunc(values[1], signature.args[0].element)
-        return builder.shl(values[0], llvm.splat(builder, bits, vector))
+        return builder.shl(values[0], build.splat(builder, bits, vector))
 
     return numbers(numbers, types.intp), code
 
@@ -92,8 +65,8 @@ def exact_quotient(typing_context, numbers, odd, bits):
         inverse = odd
         for _ in range(4):  # Newton: each step doubles the 3 bits that are right at first
             inverse = builder.mul(inverse, builder.sub(INT32(2), builder.mul(odd, inverse)))
-        quotients = builder.mul(numbers, llvm.splat(builder, inverse, i32x16))
-        return builder.ashr(quotients, llvm.splat(builder, builder.trunc(bits, INT32), i32x16))
+        quotients = builder.mul(numbers, build.splat(builder, inverse, i32x16))
+        return builder.ashr(quotients, build.splat(builder, builder.trunc(bits, INT32), i32x16))
 
     return i32x16(i32x16, types.intp, types.intp), code
 
@@ -142,41 +115,3 @@ def select_greater(typing_context, a, b, where, elsewhere):
         return builder.select(builder.fcmp_ordered(">", a, b), where, elsewhere)
 
     return where(a, b, where, elsewhere), code
-
-
-@intrinsic
-def pick_f32x8(typing_context, array, position, indices, offset):
-    """Elements ``position + i`` of an array for 8 of an array of int32 numbers i below 8."""
-
-    def code(context, builder, signature, values):
-        array_type, _, indices_type, _ = signature.args
-        array, position, indices, offset = values
-        numbers = Vector("i32", INT32, 8)
-        lanes = llvm.load_unaligned(
-            builder, llvm.pointer_to(context, builder, indices_type, indices, offset, numbers), numbers
-        )
-        pointer = llvm.pointer_to(context, builder, array_type, array, position, f32x8)
-        if has("avx2"):
-            return llvm.x86(builder, "avx2.permps", f32x8.llvm, llvm.load_unaligned(builder, pointer, f32x8), lanes)
-        first, picked = builder.bitcast(pointer, ir.FloatType().as_pointer()), ir.Constant(f32x8.llvm, ir.Undefined)
-        for lane in range(8):
-            element = builder.load(builder.gep(first, [builder.extract_element(lanes, INT32(lane))]))
-            picked = builder.insert_element(picked, element, INT32(lane))
-        return picked
-
-    return f32x8(array, types.intp, indices, types.intp), code
-
-
-@intrinsic
-def store_each(typing_context, array, offset, step, vectors):
-    """Write each vector of a tuple to consecutive elements of an array: the first from `offset` on, and so on."""
-
-    def code(context, builder, signature, values):
-        array, offset, step, vectors = values
-        for vector in cgutils.unpack_tuple(builder, vectors):
-            pointer = llvm.pointer_to(context, builder, signature.args[0], array, offset, signature.args[3].dtype)
-            builder.store(vector, pointer).align = 1
-            offset = builder.add(offset, step)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, vectors), code

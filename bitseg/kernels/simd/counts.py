@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from . import llvm
+from . import build
 from .vectors import INT32, Vector, u32x16, u64x8
 
 
@@ -19,8 +19,8 @@ def load_words(typing_context, arrays, offset):
     vector = _words(arrays)
 
     def code(context, builder, signature, values):
-        pointers = llvm.pointers_to(context, builder, signature.args[0], values[0], values[1], vector.element)
-        vectors = [llvm.load_unaligned(builder, pointer, vector) for pointer in pointers]
+        pointers = build.pointers_to(context, builder, signature.args[0], values[0], values[1], vector.element)
+        vectors = [build.load_unaligned(builder, pointer, vector) for pointer in pointers]
         return context.make_tuple(builder, signature.return_type, vectors)
 
     return types.UniTuple(vector, len(arrays))(arrays, types.intp), code
@@ -32,8 +32,8 @@ def broadcast_words(typing_context, arrays, offset, like):
     vector = _words(like)
 
     def code(context, builder, signature, values):
-        pointers = llvm.pointers_to(context, builder, signature.args[0], values[0], values[1], vector.element)
-        vectors = [llvm.splat(builder, builder.load(pointer), vector) for pointer in pointers]
+        pointers = build.pointers_to(context, builder, signature.args[0], values[0], values[1], vector.element)
+        vectors = [build.splat(builder, builder.load(pointer), vector) for pointer in pointers]
         return context.make_tuple(builder, signature.return_type, vectors)
 
     return types.UniTuple(vector, len(arrays))(arrays, types.intp, like), code
@@ -61,14 +61,10 @@ def count_matches(typing_context, counts, activations, weights):
 
     def code(context, builder, signature, values):
         counts, activations, weights = (cgutils.unpack_tuple(builder, value) for value in values)
-        popcount = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(vector.llvm, [vector.llvm]),
-            f"llvm.ctpop.v{vector.lanes}i{vector.element.width}",
-        )
+        popcount = f"ctpop.v{vector.lanes}i{vector.element.width}"
         for i, weight in enumerate(weights):
             for j, activation in enumerate(activations):
-                matches = builder.call(popcount, [builder.and_(activation, weight)])
+                matches = build.call(builder, popcount, vector.llvm, builder.and_(activation, weight))
                 counts[i + j] = builder.add(counts[i + j], matches)
         return context.make_tuple(builder, signature.return_type, counts)
 
@@ -88,7 +84,7 @@ def store_counts(typing_context, sums, position, counts):
         narrow = Vector("i32", INT32, vector.lanes)
         if vector.element.width > 32:
             total = builder.trunc(total, narrow.llvm)
-        builder.store(total, llvm.pointer_to(context, builder, signature.args[0], sums, position, narrow)).align = 1
+        builder.store(total, build.pointer_to(context, builder, signature.args[0], sums, position, narrow)).align = 1
         return context.get_dummy_value()
 
     return types.void(sums, types.intp, counts), code

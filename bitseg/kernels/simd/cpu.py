@@ -1,8 +1,12 @@
-"""What the CPU has that Numba compiles for."""
+"""What the CPU has that Numba compiles for, in LLVM's words, and what follows for vectors."""
 
 from functools import cache
 
+from llvmlite import binding, ir
 from numba.core.registry import cpu_target
+
+ARM_FEATURES = {"neon", "dotprod"}
+"""Those of 64-bit ARM that make a difference: its vectors, and dot products of bytes."""
 
 
 def has(feature):
@@ -12,28 +16,49 @@ def has(feature):
 
 @cache
 def target_cpu():
-    """Name and features (a set), in LLVM's words, of the CPU that Numba compiles for."""
+    """Name and features (a set) of the CPU that Numba compiles for."""
     triple, name, features = cpu_target.target_context.codegen().magic_tuple()
     return name, cpu_features(triple, name, features)
 
 
 def cpu_features(triple, name, listed):
-    """Features (a set) of a CPU of which LLVM knows the triple and the name, and has listed some as "+one,-other".
+    """Features of a CPU that LLVM knows by a triple and a name, and of which it lists some.
 
-    It lists none of 64-bit ARM that all have, nor any of Apple's.
+    Parameters
+    ----------
+    triple, name : str
+    listed : str
+        As "+one,-other". Of 64-bit ARM it may lack what the CPU has.
+
+    Returns
+    -------
+    set of str
+        `ARM_FEATURES` of 64-bit ARM, and of other CPUs what is listed and none of these.
     """
-    features = [feature for feature in listed.split(",") if feature]
-    implied = []
-    if is_arm(triple):
-        implied = ["neon", "dotprod"] if name.startswith("apple-m") else ["neon"]
-    return {feature[1:] for feature in features if feature[0] == "+"} | {
-        feature for feature in implied if f"-{feature}" not in features
-    }
+    features = listed.split(",")
+    if not is_arm(triple):
+        return {feature[1:] for feature in features if feature.startswith("+")} - ARM_FEATURES
+    if "-neon" in features or "-fp-armv8" in features:
+        return set()
+    return {"neon", "dotprod"} if _uses_dot_product(triple, name, listed) else {"neon"}
 
 
 def is_arm(triple):
     """Whether LLVM's name of a platform is one of 64-bit ARM."""
     return triple.startswith(("aarch64", "arm64"))
+
+
+def _uses_dot_product(triple, name, listed):
+    """Whether LLVM takes ARM's dot product for a sum of products of bytes."""
+    module, bytes16 = ir.Module(), ir.VectorType(ir.IntType(8), 16)
+    module.triple = triple
+    function = ir.Function(module, ir.FunctionType(ir.IntType(32), [bytes16, bytes16]), "sum")
+    builder, int32x16 = ir.IRBuilder(function.append_basic_block()), ir.VectorType(ir.IntType(32), 16)
+    reduce = ir.Function(module, ir.FunctionType(ir.IntType(32), [int32x16]), "llvm.vector.reduce.add.v16i32")
+    products = builder.mul(*(builder.zext(argument, int32x16) for argument in function.args))
+    builder.ret(builder.call(reduce, [products]))
+    machine = binding.Target.from_triple(triple).create_target_machine(cpu=name, features=listed, opt=2)
+    return "udot" in machine.emit_assembly(binding.parse_assembly(str(module)))
 
 
 def works_by_halves():
@@ -57,12 +82,12 @@ def has_vector_popcount():
 
 
 def has_byte_dot_product():
-    """Whether dot products of bytes are one instruction: of unsigned with signed ones, but see below."""
+    """Whether dot products of bytes are one instruction: of unsigned ones with those of `multiplies_unsigned_bytes`."""
     return has("avx512vnni") or has("avxvnni") or multiplies_unsigned_bytes()
 
 
 def multiplies_unsigned_bytes():
-    """Whether both bytes of the dot products are unsigned, as ARM has them."""
+    """Whether both bytes of the dot products are unsigned, as of ARM's; elsewhere the second ones have a sign."""
     return has("dotprod")
 
 

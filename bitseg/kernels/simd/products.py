@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from . import llvm
+from . import build
 from .cpu import has, has_byte_dot_product, multiplies_unsigned_bytes
 from .vectors import INT32, Vector, i32x8, i32x16, s8x32, s16x16
 
@@ -32,8 +32,8 @@ def load_weights(typing_context, array, position):
     vector = _weights_vector(array)
 
     def code(context, builder, signature, values):
-        return llvm.load_unaligned(
-            builder, llvm.pointer_to(context, builder, signature.args[0], *values, vector), vector
+        return build.load_unaligned(
+            builder, build.pointer_to(context, builder, signature.args[0], *values, vector), vector
         )
 
     return vector(array, types.intp), code
@@ -117,19 +117,19 @@ def _codes(builder, data, position, vector):
     """32 bits of codes from a position on, in each lane of a vector."""
     word = builder.load(builder.bitcast(builder.gep(data, [position]), INT32.as_pointer()))
     word.align = 1
-    return llvm.splat(builder, word, vector)
+    return build.splat(builder, word, vector)
 
 
 def _add_dot_product(builder, dots, codes, weights):
     """A vector of dot products, and of one pixel's codes with weights added to it."""
-    if weights.type.element.width == 8 and multiplies_unsigned_bytes():
+    if weights.type.element.width == 16:
+        return builder.add(dots, _multiply_pairs(builder, builder.bitcast(codes, weights.type), weights))
+    if multiplies_unsigned_bytes():
         codes = builder.bitcast(codes, weights.type)
-        return llvm.in_parts(builder, llvm.neon, "udot.v4i32.v16i8", ir.VectorType(INT32, 4), dots, codes, weights)
-    if has_byte_dot_product():
-        words = builder.bitcast(weights, codes.type)
-        half = ir.VectorType(INT32, dot_lanes() // 2)
-        return llvm.in_parts(builder, llvm.x86, f"avx512.vpdpbusd.{half.count * 32}", half, dots, codes, words)
-    return builder.add(dots, _multiply_pairs(builder, builder.bitcast(codes, weights.type), weights))
+        return build.in_parts(builder, build.neon, "udot.v4i32.v16i8", ir.VectorType(INT32, 4), dots, codes, weights)
+    words = builder.bitcast(weights, codes.type)
+    half = ir.VectorType(INT32, dot_lanes() // 2)
+    return build.in_parts(builder, build.x86, f"avx512.vpdpbusd.{half.count * 32}", half, dots, codes, words)
 
 
 PAIRS_VECTORS = 4
@@ -151,8 +151,8 @@ def load_pairs(typing_context, array, offset):
         sums = []
         for number in range(PAIRS_VECTORS):
             place = builder.add(offset, offset.type(8 * number))
-            pointer = llvm.pointer_to(context, builder, signature.args[0], array, place, i32x8)
-            sums.append(llvm.load_unaligned(builder, pointer, i32x8))
+            pointer = build.pointer_to(context, builder, signature.args[0], array, place, i32x8)
+            sums.append(build.load_unaligned(builder, pointer, i32x8))
         return context.make_tuple(builder, signature.return_type, sums)
 
     return types.UniTuple(i32x8, PAIRS_VECTORS)(array, types.intp), code
@@ -179,14 +179,14 @@ def add_pairs(typing_context, sums, codes, position, weights, place, run):
         for _ in run_type:
             code = builder.bitcast(_codes(builder, data, position, i32x8), s8x32.llvm)
             for number, before in enumerate(products):
-                pointer = llvm.pointer_to(context, builder, weights_type, weights, place, s8x32)
-                weight = llvm.load_unaligned(builder, pointer, s8x32)
-                product = llvm.x86(builder, "avx2.pmadd.ub.sw", s16x16.llvm, code, weight)
+                pointer = build.pointer_to(context, builder, weights_type, weights, place, s8x32)
+                weight = build.load_unaligned(builder, pointer, s8x32)
+                product = build.x86(builder, "avx2.pmadd.ub.sw", s16x16.llvm, code, weight)
                 products[number] = product if before is None else builder.add(before, product)
                 place = builder.add(place, place.type(s8x32.lanes))
             position = builder.add(position, position.type(4))
         ones = ir.Constant(s16x16.llvm, [1] * 16)
-        products = (llvm.x86(builder, "avx2.pmadd.wd", i32x8.llvm, product, ones) for product in products)
+        products = (build.x86(builder, "avx2.pmadd.wd", i32x8.llvm, product, ones) for product in products)
         totals = [builder.add(*each) for each in zip(cgutils.unpack_tuple(builder, sums), products)]
         return context.make_tuple(builder, signature.return_type, totals)
 
@@ -196,9 +196,9 @@ def add_pairs(typing_context, sums, codes, position, weights, place, run):
 def _multiply_pairs(builder, a, b):
     """i32x16: products of two s16x32 vectors, added by pairs."""
     if has("avx512bw"):
-        return llvm.x86(builder, "avx512.pmaddw.d.512", i32x16.llvm, a, b)
+        return build.x86(builder, "avx512.pmaddw.d.512", i32x16.llvm, a, b)
     if has("avx2"):
-        return llvm.in_parts(builder, llvm.x86, "avx2.pmadd.wd", i32x8.llvm, a, b)
+        return build.in_parts(builder, build.x86, "avx2.pmadd.wd", i32x8.llvm, a, b)
     a, b = (builder.bitcast(vector, i32x16.llvm) for vector in (a, b))
     sixteen = ir.Constant(i32x16.llvm, [16] * 16)
     high = builder.mul(builder.ashr(a, sixteen), builder.ashr(b, sixteen))

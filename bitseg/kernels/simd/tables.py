@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from . import llvm
+from . import build
 from .cpu import has, works_by_halves
 from .vectors import INT32, Vector, i32x16, u8x16, u8x32, u16x16
 
@@ -22,12 +22,12 @@ def store_tables(typing_context, tables, position, planes, byte, counts):
         counts = context.make_array(counts_type)(context, builder, counts).data
         int64 = ir.IntType(64)
         total = None
-        for bit, pointer in enumerate(llvm.pointers_to(context, builder, planes_type, planes, byte, ir.IntType(8))):
+        for bit, pointer in enumerate(build.pointers_to(context, builder, planes_type, planes, byte, ir.IntType(8))):
             ones = builder.zext(builder.load(pointer), int64)
             row = builder.add(builder.shl(ones, int64(5)), int64(bit * 256 * 32))
-            table = llvm.load_unaligned(builder, builder.gep(counts, [row]), u8x32)
+            table = build.load_unaligned(builder, builder.gep(counts, [row]), u8x32)
             total = table if total is None else builder.add(total, table)
-        builder.store(total, llvm.pointer_to(context, builder, tables_type, tables, position, u8x32)).align = 1
+        builder.store(total, build.pointer_to(context, builder, tables_type, tables, position, u8x32)).align = 1
         return context.get_dummy_value()
 
     return types.void(tables, types.intp, planes, types.intp, counts), code
@@ -85,11 +85,11 @@ def store_offsets(typing_context, offsets, position, planes, half):
             ir.Constant(vector.llvm, numbers) for numbers in (list(range(0, 32, 4)), [15] * vector.lanes)
         )
         total = None
-        for bit, pointer in enumerate(llvm.pointers_to(context, builder, planes_type, planes, half, INT32)):
-            nibbles = builder.and_(builder.lshr(llvm.splat(builder, builder.load(pointer), vector), shifts), low_bits)
+        for bit, pointer in enumerate(build.pointers_to(context, builder, planes_type, planes, half, INT32)):
+            nibbles = builder.and_(builder.lshr(build.splat(builder, builder.load(pointer), vector), shifts), low_bits)
             nibbles = builder.shl(nibbles, ir.Constant(vector.llvm, [4 + 4 * bit] * vector.lanes))
             total = nibbles if total is None else builder.or_(total, nibbles)
-        builder.store(total, llvm.pointer_to(context, builder, offsets_type, offsets, position, vector)).align = 1
+        builder.store(total, build.pointer_to(context, builder, offsets_type, offsets, position, vector)).align = 1
         return context.get_dummy_value()
 
     return types.void(offsets, types.intp, planes, types.intp), code
@@ -100,8 +100,8 @@ def load_bytes_each(typing_context, arrays, offset):
     """Load 32 bytes from each of a tuple of arrays: a tuple of vectors."""
 
     def code(context, builder, signature, values):
-        pointers = llvm.pointers_to(context, builder, signature.args[0], *values, u8x32.element)
-        found = [llvm.load_unaligned(builder, pointer, u8x32) for pointer in pointers]
+        pointers = build.pointers_to(context, builder, signature.args[0], *values, u8x32.element)
+        found = [build.load_unaligned(builder, pointer, u8x32) for pointer in pointers]
         return context.make_tuple(builder, signature.return_type, found)
 
     return types.UniTuple(u8x32, len(arrays))(arrays, types.intp), code
@@ -125,8 +125,8 @@ def look_up(typing_context, counts, tables, offsets, places, k, nibbles):
             if offsets_type != types.none:
                 data = context.make_array(offsets_type)(context, builder, offsets).data
                 offset = builder.zext(builder.load(builder.gep(data, [builder.add(place, k)])), ir.IntType(64))
-            table = llvm.load_unaligned(
-                builder, llvm.pointer_to(context, builder, tables_type, tables, offset, u8x16), u8x16
+            table = build.load_unaligned(
+                builder, build.pointer_to(context, builder, tables_type, tables, offset, u8x16), u8x16
             )
             for nibble in nibbles:
                 # Added at once: for all entries together ARM has no registers, whatever LLVM makes of it.
@@ -138,10 +138,10 @@ def look_up(typing_context, counts, tables, offsets, places, k, nibbles):
 
 def _look_up(builder, table, nibbles):
     """Elements of a table (u8x16) for 32 nibbles (u8x32)."""
-    table = llvm.take_lanes(builder, table, [*range(16), *range(16)])
+    table = build.take_lanes(builder, table, [*range(16), *range(16)])
     if has("avx2"):
-        return llvm.x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibbles)
-    return llvm.in_parts(builder, llvm.neon, "tbl1.v16i8", u8x16.llvm, table, nibbles)
+        return build.x86(builder, "avx2.pshuf.b", u8x32.llvm, table, nibbles)
+    return build.in_parts(builder, build.neon, "tbl1.v16i8", u8x16.llvm, table, nibbles)
 
 
 def _byte_counts(adds):
@@ -155,14 +155,14 @@ def _byte_counts(adds):
             for first in range(0, len(counts), len(weights)):
                 for number, total in enumerate(_of_planes(builder, counts[first : first + len(weights)], len(planes))):
                     if vector is i32x16 and works_by_halves():
-                        halves = llvm.interleave(builder, total, ir.Constant(total.type, [0] * 16))
-                        total = builder.bitcast(llvm.concatenate(builder, halves), vector.llvm)
+                        halves = build.interleave(builder, total, ir.Constant(total.type, [0] * 16))
+                        total = builder.bitcast(build.concatenate(builder, halves), vector.llvm)
                     elif vector is i32x16:
                         total = builder.zext(total, vector.llvm)
                     place = builder.add(position, ir.IntType(64)(16 * number))
-                    pointer = llvm.pointer_to(context, builder, sums_type, sums, place, vector)
+                    pointer = build.pointer_to(context, builder, sums_type, sums, place, vector)
                     if adds:
-                        total = builder.add(total, llvm.load_unaligned(builder, pointer, vector))
+                        total = builder.add(total, build.load_unaligned(builder, pointer, vector))
                     builder.store(total, pointer).align = 1
                 position = builder.add(position, channels)
             return context.get_dummy_value()

@@ -1,4 +1,4 @@
-"""LLVM code that several operations are built of: with a builder, of LLVM values."""
+"""Pieces of LLVM code that operations are built of, from LLVM values."""
 
 from llvmlite import ir
 from numba.core import cgutils
@@ -59,39 +59,45 @@ def pointers_to(context, builder, arrays_type, arrays, offset, element):
     return [builder.gep(builder.bitcast(pointer, element.as_pointer()), [offset]) for pointer in data]
 
 
-def in_parts(builder, call, name, result, *arguments):
-    """Call an intrinsic on each part of vectors that are wider than it takes: a vector of all its results.
+def in_parts(builder, call_part, name, result, *arguments):
+    """Call an intrinsic on each part of vectors of integers that are wider than it takes: a vector of all its results.
 
-    call : `x86` or `neon`
+    call_part : `x86` or `neon`
     result : the LLVM type of a part's result, as wide as a part of the first argument
     """
     count = _width(arguments[0].type) // _width(result)
+    sizes = [vector.type.count // count for vector in arguments]
     parts = []
     for number in range(count):
-        sizes = [vector.type.count // count for vector in arguments]
         pieces = (
             take_lanes(builder, vector, range(number * size, (number + 1) * size))
             for vector, size in zip(arguments, sizes)
         )
-        parts.append(call(builder, name, result, *pieces))
+        parts.append(call_part(builder, name, result, *pieces))
     return concatenate(builder, parts)
 
 
 def _width(vector):
-    """Bits of an LLVM type of vectors."""
+    """Bits of an LLVM type of vectors of integers."""
     return vector.count * vector.element.width
 
 
 def x86(builder, name, result, *arguments):
     """Call one of LLVM's intrinsics of x86."""
-    return _call(builder, f"llvm.x86.{name}", result, *arguments)
+    return call(builder, f"x86.{name}", result, *arguments)
 
 
 def neon(builder, name, result, *arguments):
     """Call one of LLVM's intrinsics of ARM's vectors, which have 128 bits."""
-    return _call(builder, f"llvm.aarch64.neon.{name}", result, *arguments)
+    return call(builder, f"aarch64.neon.{name}", result, *arguments)
 
 
-def _call(builder, name, result, *arguments):
-    function = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
+def call(builder, name, result, *arguments):
+    """Call one of LLVM's intrinsics, which gives a value of an LLVM type."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}"), arguments)
+
+
+def minimum(builder, a, b):
+    """Lane by lane the smaller number of two vectors of floats without NaN."""
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
