@@ -34,9 +34,7 @@ def store_steps(typing_context, arrays, half, values, steps, channel):
         words = [None] * len(arrays_type)
         for code in range(1, 2 ** len(words)):
             place = builder.add(builder.mul(columns, columns.type(code - 1)), channel)
-            step = build.load_unaligned(
-                builder, build.pointer_to(context, builder, steps_type, steps, place, vector), vector
-            )
+            step = build.load(context, builder, steps_type, steps, place, vector)
             exceeded = builder.icmp_signed(">", values, step)
             # Counting up, bit j changes wherever 2**j divides the code.
             for j in range(len(words)):

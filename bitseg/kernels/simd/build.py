@@ -6,10 +6,20 @@ from numba.core import cgutils
 from .vectors import INT32
 
 
-def pointer_to(context, builder, array_type, array, offset, vector):
-    """Pointer to a `Vector` that begins at number `offset` of an array."""
+def pointer_to(context, builder, array_type, array, offset, kind):
+    """Pointer to a value of an LLVM type that begins at number `offset` of an array."""
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [offset]), vector.llvm.as_pointer())
+    return builder.bitcast(builder.gep(data, [offset]), kind.as_pointer())
+
+
+def load(context, builder, array_type, array, offset, vector):
+    """Load a `Vector` that begins at number `offset` of an array."""
+    return load_unaligned(builder, pointer_to(context, builder, array_type, array, offset, vector.llvm), vector)
+
+
+def store(context, builder, array_type, array, offset, value):
+    """Write an LLVM vector to an array from number `offset` on."""
+    builder.store(value, pointer_to(context, builder, array_type, array, offset, value.type)).align = 1
 
 
 def splat(builder, value, vector):

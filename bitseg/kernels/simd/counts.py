@@ -5,7 +5,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from . import build
-from .vectors import INT32, Vector, u32x16, u64x8
+from .vectors import INT32, u32x16, u64x8
 
 
 def _words(arrays):
@@ -81,10 +81,9 @@ def store_counts(typing_context, sums, position, counts):
         total = ir.Constant(vector.llvm, [0] * vector.lanes)
         for count in reversed(cgutils.unpack_tuple(builder, counts)):
             total = builder.add(builder.add(total, total), count)
-        narrow = Vector("i32", INT32, vector.lanes)
         if vector.element.width > 32:
-            total = builder.trunc(total, narrow.llvm)
-        builder.store(total, build.pointer_to(context, builder, signature.args[0], sums, position, narrow)).align = 1
+            total = builder.trunc(total, ir.VectorType(INT32, vector.lanes))
+        build.store(context, builder, signature.args[0], sums, position, total)
         return context.get_dummy_value()
 
     return types.void(sums, types.intp, counts), code

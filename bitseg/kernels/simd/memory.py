@@ -22,8 +22,7 @@ def _load(vector):
     @intrinsic
     def load(typing_context, array, offset):
         def code(context, builder, signature, values):
-            pointer = build.pointer_to(context, builder, signature.args[0], values[0], values[1], vector)
-            return build.load_unaligned(builder, pointer, vector)
+            return build.load(context, builder, signature.args[0], values[0], values[1], vector)
 
         return vector(array, types.intp), code
 
@@ -43,8 +42,7 @@ def store(typing_context, array, offset, vector):
     """Write a vector to consecutive elements of an array from `offset` on."""
 
     def code(context, builder, signature, values):
-        pointer = build.pointer_to(context, builder, signature.args[0], values[0], values[1], signature.args[2])
-        builder.store(values[2], pointer).align = 1
+        build.store(context, builder, signature.args[0], values[0], values[1], values[2])
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), code
@@ -57,13 +55,12 @@ def pick_f32x8(typing_context, array, position, indices, offset):
     def code(context, builder, signature, values):
         array_type, _, indices_type, _ = signature.args
         array, position, indices, offset = values
-        lanes = build.load_unaligned(
-            builder, build.pointer_to(context, builder, indices_type, indices, offset, i32x8), i32x8
-        )
-        pointer = build.pointer_to(context, builder, array_type, array, position, f32x8)
+        lanes = build.load(context, builder, indices_type, indices, offset, i32x8)
         if has("avx2"):
-            return build.x86(builder, "avx2.permps", f32x8.llvm, build.load_unaligned(builder, pointer, f32x8), lanes)
-        first, picked = builder.bitcast(pointer, ir.FloatType().as_pointer()), ir.Constant(f32x8.llvm, ir.Undefined)
+            elements = build.load(context, builder, array_type, array, position, f32x8)
+            return build.x86(builder, "avx2.permps", f32x8.llvm, elements, lanes)
+        first = build.pointer_to(context, builder, array_type, array, position, ir.FloatType())
+        picked = ir.Constant(f32x8.llvm, ir.Undefined)
         for lane in range(8):
             element = builder.load(builder.gep(first, [builder.extract_element(lanes, INT32(lane))]))
             picked = builder.insert_element(picked, element, INT32(lane))
@@ -79,8 +76,7 @@ def store_each(typing_context, array, offset, step, vectors):
     def code(context, builder, signature, values):
         array, offset, step, vectors = values
         for vector in cgutils.unpack_tuple(builder, vectors):
-            pointer = build.pointer_to(context, builder, signature.args[0], array, offset, signature.args[3].dtype)
-            builder.store(vector, pointer).align = 1
+            build.store(context, builder, signature.args[0], array, offset, vector)
             offset = builder.add(offset, step)
         return context.get_dummy_value()
 

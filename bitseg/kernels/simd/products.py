@@ -32,9 +32,7 @@ def load_weights(typing_context, array, position):
     vector = _weights_vector(array)
 
     def code(context, builder, signature, values):
-        return build.load_unaligned(
-            builder, build.pointer_to(context, builder, signature.args[0], *values, vector), vector
-        )
+        return build.load(context, builder, signature.args[0], *values, vector)
 
     return vector(array, types.intp), code
 
@@ -151,8 +149,7 @@ def load_pairs(typing_context, array, offset):
         sums = []
         for number in range(PAIRS_VECTORS):
             place = builder.add(offset, offset.type(8 * number))
-            pointer = build.pointer_to(context, builder, signature.args[0], array, place, i32x8)
-            sums.append(build.load_unaligned(builder, pointer, i32x8))
+            sums.append(build.load(context, builder, signature.args[0], array, place, i32x8))
         return context.make_tuple(builder, signature.return_type, sums)
 
     return types.UniTuple(i32x8, PAIRS_VECTORS)(array, types.intp), code
@@ -179,8 +176,7 @@ def add_pairs(typing_context, sums, codes, position, weights, place, run):
         for _ in run_type:
             code = builder.bitcast(_codes(builder, data, position, i32x8), s8x32.llvm)
             for number, before in enumerate(products):
-                pointer = build.pointer_to(context, builder, weights_type, weights, place, s8x32)
-                weight = build.load_unaligned(builder, pointer, s8x32)
+                weight = build.load(context, builder, weights_type, weights, place, s8x32)
                 product = build.x86(builder, "avx2.pmadd.ub.sw", s16x16.llvm, code, weight)
                 products[number] = product if before is None else builder.add(before, product)
                 place = builder.add(place, place.type(s8x32.lanes))

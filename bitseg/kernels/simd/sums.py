@@ -43,9 +43,7 @@ def _signed_sums(context, builder, signature, values, vector=None):
     array, offset, center = values
     loaded = _sums_of(signature.args[0])
     vector = vector or loaded
-    value = build.load_unaligned(
-        builder, build.pointer_to(context, builder, signature.args[0], array, offset, loaded), loaded
-    )
+    value = build.load(context, builder, signature.args[0], array, offset, loaded)
     if loaded != vector:
         value = _narrow_512(builder, value)
     if signature.args[3] == types.none:
@@ -97,7 +95,7 @@ def signed_sums_to_f32x32(typing_context, array, offset, center, levels):
 
 def _signed_pairs(context, builder, array_type, array, offset, center):
     """``2 * s - center`` of 32 sums of int16, as i32x32 with AVX2: products of pairs (s, 1) and (2, -center)."""
-    sums = build.load_unaligned(builder, build.pointer_to(context, builder, array_type, array, offset, s16x32), s16x32)
+    sums = build.load(context, builder, array_type, array, offset, s16x32)
     ones = ir.Constant(s16x16.llvm, [1] * 16)
     pair = builder.sub(INT32(2), builder.shl(center, INT32(16)))
     factors = builder.bitcast(build.splat(builder, pair, i32x8), s16x16.llvm)

@@ -27,7 +27,7 @@ def store_tables(typing_context, tables, position, planes, byte, counts):
             row = builder.add(builder.shl(ones, int64(5)), int64(bit * 256 * 32))
             table = build.load_unaligned(builder, builder.gep(counts, [row]), u8x32)
             total = table if total is None else builder.add(total, table)
-        builder.store(total, build.pointer_to(context, builder, tables_type, tables, position, u8x32)).align = 1
+        build.store(context, builder, tables_type, tables, position, total)
         return context.get_dummy_value()
 
     return types.void(tables, types.intp, planes, types.intp, counts), code
@@ -89,7 +89,7 @@ def store_offsets(typing_context, offsets, position, planes, half):
             nibbles = builder.and_(builder.lshr(build.splat(builder, builder.load(pointer), vector), shifts), low_bits)
             nibbles = builder.shl(nibbles, ir.Constant(vector.llvm, [4 + 4 * bit] * vector.lanes))
             total = nibbles if total is None else builder.or_(total, nibbles)
-        builder.store(total, build.pointer_to(context, builder, offsets_type, offsets, position, vector)).align = 1
+        build.store(context, builder, offsets_type, offsets, position, total)
         return context.get_dummy_value()
 
     return types.void(offsets, types.intp, planes, types.intp), code
@@ -125,9 +125,7 @@ def look_up(typing_context, counts, tables, offsets, places, k, nibbles):
             if offsets_type != types.none:
                 data = context.make_array(offsets_type)(context, builder, offsets).data
                 offset = builder.zext(builder.load(builder.gep(data, [builder.add(place, k)])), ir.IntType(64))
-            table = build.load_unaligned(
-                builder, build.pointer_to(context, builder, tables_type, tables, offset, u8x16), u8x16
-            )
+            table = build.load(context, builder, tables_type, tables, offset, u8x16)
             for nibble in nibbles:
                 # Added at once: for all entries together ARM has no registers, whatever LLVM makes of it.
                 totals.append(builder.add(counts[len(totals)], _look_up(builder, table, nibble)))
@@ -160,10 +158,9 @@ def _byte_counts(adds):
                     elif vector is i32x16:
                         total = builder.zext(total, vector.llvm)
                     place = builder.add(position, ir.IntType(64)(16 * number))
-                    pointer = build.pointer_to(context, builder, sums_type, sums, place, vector)
                     if adds:
-                        total = builder.add(total, build.load_unaligned(builder, pointer, vector))
-                    builder.store(total, pointer).align = 1
+                        total = builder.add(total, build.load(context, builder, sums_type, sums, place, vector))
+                    build.store(context, builder, sums_type, sums, place, total)
                 position = builder.add(position, channels)
             return context.get_dummy_value()
 
