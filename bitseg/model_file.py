@@ -211,6 +211,8 @@ def _explained(path, mend):
     """Turn whatever is wrong with a model into one line that begins with its file."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
         # Hostile content makes libhdf5, h5py and json raise many types, and their texts may quote it.
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -32,7 +32,7 @@ def found(*inputs, recursive=False):
 
 
 def targets(*inputs, kind="mask", output=None, recursive=False):
-    return [str(task.target) for task in plan(find_photos(inputs, recursive, fail), kind, output)]
+    return [str(task.target) for task in plan(find_photos(inputs, recursive, fail), kind, output, fail)]
 
 
 def path(*parts):
@@ -185,8 +185,8 @@ def test_a_single_photo_becomes_the_file_that_is_named():
 def test_standard_streams():
     put("x.jpg")
     stdin = Photo(None, Path("stdin"))
-    assert plan([stdin], "mask") == [Task(stdin, None)]
-    assert plan([stdin], "mask", "out/") == [Task(stdin, Path("out/stdin.mask.png"))]
+    assert plan([stdin], "mask", None, fail) == [Task(stdin, None)]
+    assert plan([stdin], "mask", "out/", fail) == [Task(stdin, Path("out/stdin.mask.png"))]
     assert targets("x.jpg", output="-") == ["None"]
 
 
@@ -231,3 +231,15 @@ def test_a_result_whose_name_a_folder_has_is_reported_beforehand():
     os.mkdir("y.mask.png")
     with pytest.raises(BitsegError, match=r"y\.mask\.png: a folder"):
         targets("x.jpg", "y.jpg")
+
+
+@pytest.mark.parametrize("output", [None, "out/"])
+def test_a_result_that_cannot_be_written_leaves_the_others(output):
+    long = f"in/{'x' * 247}.jpg"  # with .mask.png it is too long
+    put("in/a.jpg", long, "out/other.png")
+    errors = []
+    tasks = plan(find_photos(["in"], False, fail), "mask", output, errors.append)
+    assert [task.photo.path.name for task in tasks] == ["a.jpg"]
+    assert len(errors) == 1 and "the name is too long" in str(errors[0])
+    with pytest.raises(BitsegError, match="the name is too long"):
+        plan(find_photos([long], False, fail), "mask", output, errors.append)

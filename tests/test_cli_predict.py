@@ -508,23 +508,65 @@ def test_an_interrupt_of_all_processes_of_a_first_run_is_said_once(tmp_path, sen
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
 @pytest.mark.parametrize("sent, status, said", [("SIGINT", 130, "Interrupted\n"), ("SIGTERM", 143, "")])
-@pytest.mark.parametrize("place", ["module.Reference()", "ctypes.CFUNCTYPE(None, ctypes.c_int)(module.notify)(0)"])
-def test_the_request_to_end_is_not_lost_while_the_compiler_runs(place, sent, status, said):
+@pytest.mark.parametrize("module", ["llvmlite.binding.some", "some"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "module.Reference()",
+        "ctypes.CFUNCTYPE(None, ctypes.c_int)(module.notify)(0)",
+        "reference = weakref.ref(module.Plain(), module.notify)",
+    ],
+)
+def test_the_request_to_end_is_not_lost_in_a_destructor_or_a_callback(place, module, sent, status, said):
     code = f"""
-import ctypes, signal, time, types
+import ctypes, signal, time, types, weakref
 from bitseg.cli.signals import end_when_asked
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 end_when_asked()
-module = types.ModuleType("llvmlite.binding.some")
+module = types.ModuleType("{module}")
 module.end = lambda: signal.raise_signal(signal.{sent})
-# In neither of them would an exception go further.
-exec("class Reference:\\n def __del__(self):\\n  end()\\ndef notify(data):\\n end()", vars(module))
+# In none of them would an exception go further.
+exec("class Plain: pass\\nclass Reference:\\n def __del__(self):\\n  end()\\ndef notify(data):\\n end()", vars(module))
 {place}
 time.sleep(10)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=9)
     assert (result.returncode, result.stdout, result.stderr) == (status, "", said)
+
+
+def test_another_error_in_a_destructor_is_reported_as_ever():
+    code = """
+from bitseg.cli.signals import end_when_asked
+
+end_when_asked()
+class Reference:
+    def __del__(self):
+        raise ValueError("no end")
+Reference()
+print("done")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=9)
+    assert (result.returncode, result.stdout) == (0, "done\n") and "ValueError: no end" in result.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of this kind are Linux's")
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_where_no_thread_can_be_started_photos_are_segmented_all_the_same(tmp_path, jobs):
+    # As root nobody is limited.
+    code = f"""
+import _thread
+from bitseg.cli import main
+
+def start_new_thread(function, arguments):
+    raise RuntimeError("can't start new thread")
+
+_thread.start_new_thread = start_new_thread
+main(["predict", "-j", "{jobs}", *{[str(CHELSEA), str(ASTRONAUT)]}, "-o", "out/"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    assert sorted(os.listdir(tmp_path / "out")) == ["astronaut.mask.png", "chelsea.mask.png"]
 
 
 # What goes wrong

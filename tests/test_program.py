@@ -199,6 +199,21 @@ def test_without_a_writable_folder_kernels_are_compiled_in_memory(package):
     assert "in memory" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_where_the_system_knows_no_home_no_folder_is_made_for_it(package):
+    (package / "kernels" / "__pycache__").write_text("")
+    unknown = "import os.path\nos.path.expanduser = lambda path: path\n"  # as for a user who is in no list
+    before = sorted(os.listdir(package.parent))
+    result = run(package, f"{unknown}os.environ.pop('XDG_CACHE_HOME')\n", PYTHONDONTWRITEBYTECODE="1")
+    assert result.stdout == "15\n" and "in memory" in result.stderr
+    assert sorted(os.listdir(package.parent)) == before
+
+
+def test_what_was_not_optimised_is_kept_apart(package):
+    assert "bitseg: compiling" in run(package, NUMBA_OPT="0").stderr
+    assert "bitseg: compiling" in run(package).stderr
+    assert run(package).stderr == run(package, NUMBA_OPT="0").stderr == ""
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /dev/full")
 def test_a_full_disk_is_no_reason_to_fail(package):
     result = run(package, NUMBA_CACHE_DIR="/dev/full")

@@ -18,6 +18,7 @@ from models import random_model
 from PIL import Image, ImageSequence
 
 import bitseg
+import bitseg.segmenter as segmenter_module
 from bitseg.errors import BitsegError, ImageError
 from bitseg.network import plan
 from bitseg.segmenter import Segmenter
@@ -230,6 +231,41 @@ def test_photos_with_errors_are_reported_in_order_and_left_out(small):
         (b"no picture", ImageError, "picture data"),
         (None, ImageError, "not a picture"),
     ]
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_as_many_threads_as_the_system_allows_take_part(small, monkeypatch, most):
+    started = []
+
+    def start_new_thread(*arguments):
+        if len(started) == most:
+            raise RuntimeError("can't start new thread")
+        started.append(real_start(*arguments))
+
+    real_start = segmenter_module.start_new_thread
+    monkeypatch.setattr(segmenter_module, "start_new_thread", start_new_thread)
+    for photo, segmentation in zip(photos(7), small.predict_many(photos(7), jobs=3), strict=True):
+        assert_same(segmentation, small.predict(photo))
+    assert len(started) == most
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no timers that interrupt")
+def test_an_interrupt_at_any_time_ends_photos_in_work(small):
+    images = photos(6)
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for number in range(60):
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + number))
+                for _ in small.predict_many(itertools.cycle(images), jobs=2):
+                    pass
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert_same(next(iter(small.predict_many(images))), small.predict(images[0]))
 
 
 def test_an_error_of_the_program_is_not_taken_for_one_of_a_photo(small, monkeypatch):

@@ -74,6 +74,8 @@ def main():
     # Python would look for garbage among all that Numba has made once more at exit, for a tenth of a second.
     atexit.register(gc.freeze)
     end_when_asked()
+    # Nothing here multiplies matrices of floats; where OpenBLAS gets no threads it ends the process.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # On a damaged or very large file; the error, if it comes to one, says it in one line.
     warnings.filterwarnings("ignore", module="PIL")
     # A name may hold what the terminal's encoding lacks.

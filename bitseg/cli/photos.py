@@ -68,8 +68,8 @@ def find_photos(inputs, recursive, on_error):
     return [photo for path, photo in photos.items() if path is None or _name_of_photo(path) not in names]
 
 
-def plan(photos, kind, output=None):
-    """Say which file the result of each photo becomes, and find out whether all can be written.
+def plan(photos, kind, output, on_error):
+    """Say which file the result of each photo becomes, and find out which can be written.
 
     Parameters
     ----------
@@ -79,15 +79,18 @@ def plan(photos, kind, output=None):
     output : str or None
         A file; ``-`` for standard output; or a folder, which is one that exists or a name without an ending or with a
         slash at its end. None: beside each photo, standard output for standard input.
+    on_error : callable
+        Called with the `BitsegError` of each result that cannot be written where others can.
 
     Returns
     -------
     list of Task
+        Of those that can.
 
     Raises
     ------
     BitsegError
-        Two results would become one file, one would replace a photo, or one cannot be written there.
+        Two results would become one file, one would replace a photo, or none can be written there.
     """
     if output is None or _is_folder(output):
         ending = next(iter(OUTPUT_FORMATS[kind]))
@@ -99,11 +102,21 @@ def plan(photos, kind, output=None):
         tasks = [Task(photo, None if output == STANDARD_STREAM else Path(output)) for photo in photos]
     _check_distinct(tasks)
     _check_photos_stay(tasks)
-    for _, target in tasks:
-        # Beside a photo whose folder is missing: reading the photo will say so.
-        if target is not None and (output is not None or os.path.isdir(target.parent)):
-            _check_target(target, kind, may_create_folder=output is not None and _is_folder(output))
-    return tasks
+    possible, errors = [], []
+    for task in tasks:
+        target = task.target
+        try:
+            # Beside a photo whose folder is missing: reading the photo will say so.
+            if target is not None and (output is not None or os.path.isdir(target.parent)):
+                _check_target(target, kind, may_create_folder=output is not None and _is_folder(output))
+            possible.append(task)
+        except BitsegError as error:
+            errors.append(error)
+    if errors and not possible:
+        raise errors[0]
+    for reason in errors:
+        on_error(reason)
+    return possible
 
 
 def _expand(text, recursive, on_error):

@@ -108,7 +108,7 @@ def predict(
     inputs = ["-" if text == "/dev/stdin" else text for text in inputs]
     output = "-" if output == "/dev/stdout" else output
     failures: list[BitsegError] = []
-    tasks = plan(find_photos(inputs, recursive, failures.append), kind, output)
+    tasks = plan(find_photos(inputs, recursive, failures.append), kind, output, failures.append)
     named = len(tasks) + len(failures)
     waiting = [task for task in tasks if not (skip_existing and task.target and os.path.exists(task.target))]
     to_standard_output = any(task.target is None for task in waiting)

@@ -22,6 +22,7 @@ def end_when_asked():
     """
     if threading.current_thread() is not threading.main_thread():
         return
+    sys.unraisablehook = _end_or_report
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         # Not where it is ignored, as by what a shell starts in the background.
@@ -37,15 +38,29 @@ def interrupted():
 
 def _end(number, frame):
     if _compiles(frame):
-        # An exception would be lost in what LLVM calls back and in what Python ignores errors of (__del__), or leave
-        # LLVM's objects half freed, which crashes. No result is open yet; a helper ends with this process.
-        if number == signal.SIGINT:
-            with suppress(OSError, ValueError):  # full, closed
-                os.write(2, f"{interrupted()}\n".encode())
-        os._exit(128 + number)
+        # An exception would leave LLVM's objects half freed, which crashes. No result is open yet; a helper ends with
+        # this process.
+        _end_at_once(128 + number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
+
+
+def _end_or_report(unraisable):
+    """What Python calls with an exception that would be lost, in a destructor or a callback: that of `_end` is not."""
+    error = unraisable.exc_value
+    if isinstance(error, KeyboardInterrupt):
+        _end_at_once(INTERRUPTED)
+    if isinstance(error, SystemExit):
+        _end_at_once(error.code)
+    sys.__unraisablehook__(unraisable)
+
+
+def _end_at_once(status):
+    if status == INTERRUPTED:
+        with suppress(OSError, ValueError):  # full, closed
+            os.write(2, f"{interrupted()}\n".encode())
+    os._exit(status)
 
 
 def _compiles(frame):

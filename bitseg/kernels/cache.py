@@ -15,6 +15,7 @@ from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
+from numba.misc.appdirs import AppDirs
 
 
 def cache_for(function, before_compiling):
@@ -86,6 +87,14 @@ def _announce(place):
 _InTreeLocator = next(kind for kind in CompileResultCacheImpl._locator_classes if "InTree" in kind.__name__)
 
 
+def _locators():
+    """Numba's, but for a user's cache folder where the system knows no home: Numba would make one named ~."""
+    locators = CompileResultCacheImpl._locator_classes
+    if os.path.isabs(AppDirs("numba", appauthor=False).user_cache_dir):
+        return locators
+    return [locator for locator in locators if "UserWide" not in locator.__name__]
+
+
 class _ReadOnlyLocator(_InTreeLocator):  # type: ignore[valid-type, misc]
     """The package's own folder where no other one can be written."""
 
@@ -100,7 +109,7 @@ class _MachineCode(CompileResultCacheImpl):
     that it calls. Reading them took as long as all the rest of a kernel.
     """
 
-    _locator_classes = [*CompileResultCacheImpl._locator_classes, _ReadOnlyLocator]  # noqa: RUF012 -- as Numba has it
+    _locator_classes = [*_locators(), _ReadOnlyLocator]  # noqa: RUF012 -- as Numba has it
 
     def reduce(self, compiled):
         (name, kind, (machine_code, _)), *rest, environments = super().reduce(compiled)
@@ -126,7 +135,9 @@ class _Files(IndexDataCacheFile):
 
     def _file_of(self, key):
         signature, target, _ = key
-        return f"{self._name}.{hashlib.sha256(repr((signature, target)).encode()).hexdigest()[:16]}.nbc"
+        # Kernels that Numba was told not to optimise are kept apart.
+        made_for = repr((signature, target, config.OPT))
+        return f"{self._name}.{hashlib.sha256(made_for.encode()).hexdigest()[:16]}.nbc"
 
     def save(self, key, data):
         content = dumps(data)
