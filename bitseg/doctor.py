@@ -328,7 +328,7 @@ def advice(report):
         if "dotprod" in cpu["unused"] and not {"NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"} & set(report["environment"]):
             yield f"{without} LLVM does not know it: set NUMBA_CPU_FEATURES=+neon,+dotprod."
         else:
-            yield (f"{without} Numba was told so (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES or NUMBA_ENABLE_AVX): unset it.")
+            yield f"{without} Numba was told so (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES or NUMBA_ENABLE_AVX): unset it."
     if not report["cache"]["writable"]:
         yield (
             "Compiled kernels cannot be kept, so that each start takes as long as the first: "

@@ -74,7 +74,7 @@ def main():
     # Python would look for garbage among all that Numba has made once more at exit, for a tenth of a second.
     atexit.register(gc.freeze)
     end_when_asked()
-    # Nothing here multiplies matrices of floats; where OpenBLAS gets no threads it ends the process.
+    # NumPy's matrix products are not needed, and OpenBLAS ends the process where it gets no threads for them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # On a damaged or very large file; the error, if it comes to one, says it in one line.
     warnings.filterwarnings("ignore", module="PIL")

@@ -51,7 +51,7 @@ def _end_or_report(unraisable):
     error = unraisable.exc_value
     if isinstance(error, KeyboardInterrupt):
         _end_at_once(INTERRUPTED)
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
         _end_at_once(error.code)
     sys.__unraisablehook__(unraisable)
 
