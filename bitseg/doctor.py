@@ -3,7 +3,6 @@
 Whatever may be missing or broken is imported where it is used, so that the rest can still be told.
 """
 
-import ctypes
 import math
 import os
 import platform
@@ -168,6 +167,8 @@ def _cpu():
 
 def _arm_features_by_system():
     """What Linux says of 64-bit ARM: LLVM may not know the CPU."""
+    import ctypes
+
     if not sys.platform.startswith("linux"):
         return set()
     return {"dotprod"} if ctypes.CDLL(None).getauxval(_HARDWARE_CAPABILITIES) & _DOT_PRODUCT else set()

@@ -5,9 +5,9 @@ import io
 import math
 import os
 import time
-from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -317,7 +317,26 @@ def in_order(function, items, jobs, on_error=None):
     """
     items, failure = iter(items), None
     pending = deque()
-    workers = _Workers(function, jobs)
+    pool = ThreadPoolExecutor(jobs, "bitseg-photo")
+    has_thread, is_alone = False, False
+
+    def begin(item):
+        """A queue that gets the result for an item and None, or None and the exception, in time."""
+        nonlocal has_thread, is_alone
+        # Not a future, which has a lock: an exception from a signal could leave it taken, and all would wait for ever.
+        outcome = SimpleQueue()
+        if not is_alone:
+            try:
+                pool.submit(_put_outcome, function, item, outcome)
+                has_thread = True
+            except RuntimeError as error:
+                if "start new thread" not in str(error):
+                    raise
+                # The system allows no more. What was submitted is for those that are there.
+                is_alone = not has_thread
+        if is_alone:
+            _put_outcome(function, item, outcome)
+        return outcome
 
     def results(most_pending):
         """Results whose turn has come, as far as they are there; the rest until no more than so many are pending."""
@@ -327,7 +346,10 @@ def in_order(function, items, jobs, on_error=None):
             if error is None:
                 yield result
             elif on_error is None or not isinstance(error, BitsegError):
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # which holds this frame
             else:
                 on_error(item, error)
 
@@ -340,69 +362,21 @@ def in_order(function, items, jobs, on_error=None):
             except Exception as error:
                 failure = error
                 break
-            pending.append((item, workers.submit(item)))
+            pending.append((item, begin(item)))
             yield from results(2 * jobs - 1)
         yield from results(0)
         if failure is not None:
             raise failure
     finally:
-        workers.close()
+        pool.shutdown(cancel_futures=True)
 
 
-class _Workers:
-    """Threads that call a function, each with one item after the other; where none can be started, the caller does.
-
-    Futures have locks: an exception from a signal can leave one taken, and their executor then waits for ever.
-
-    Parameters
-    ----------
-    function : callable
-    number : int
-        How many threads there may be.
-    """
-
-    def __init__(self, function, number):
-        self._function, self._number, self._started, self._closed = function, number, 0, False
-        self._tasks, self._ended = SimpleQueue(), SimpleQueue()
-
-    def submit(self, item):
-        """A queue that gets the result for an item and None, or None and the exception, in time."""
-        if self._started < self._number:
-            try:
-                start_new_thread(self._work, ())
-                self._started += 1
-            except RuntimeError:  # the system allows no more
-                self._number = self._started
-        outcome = SimpleQueue()
-        if self._started:
-            self._tasks.put((item, outcome))
-        else:
-            outcome.put(self._outcome(item))
-        return outcome
-
-    def close(self):
-        """Wait for calls that have begun, and leave the others out."""
-        self._closed = True
-        for _ in range(self._started):
-            self._tasks.put(None)
-        for _ in range(self._started):
-            self._ended.get()
-
-    def _work(self):
-        while task := self._tasks.get():
-            if not self._closed:
-                item, outcome = task
-                outcome.put(self._outcome(item))
-                del item, outcome
-            # What it holds is not needed until the next one.
-            del task
-        self._ended.put(None)
-
-    def _outcome(self, item):
-        try:
-            return self._function(item), None
-        except BaseException as error:
-            return None, error
+def _put_outcome(function, item, outcome):
+    """Call a function, and put its result and None into a queue, or None and its exception."""
+    try:
+        outcome.put((function(item), None))
+    except BaseException as error:
+        outcome.put((None, error))
 
 
 def _ended_by(function, results):

@@ -519,7 +519,7 @@ def test_an_interrupt_of_all_processes_of_a_first_run_is_said_once(tmp_path, sen
 )
 def test_the_request_to_end_is_not_lost_in_a_destructor_or_a_callback(place, module, sent, status, said):
     code = f"""
-import ctypes, signal, time, types, weakref
+import ctypes, signal, sys, time, types, weakref
 from bitseg.cli.signals import end_when_asked
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -528,8 +528,12 @@ module = types.ModuleType("{module}")
 module.end = lambda: signal.raise_signal(signal.{sent})
 # In none of them would an exception go further.
 exec("class Plain: pass\\nclass Reference:\\n def __del__(self):\\n  end()\\ndef notify(data):\\n end()", vars(module))
-{place}
-time.sleep(10)
+try:
+    {place}
+    time.sleep(10)
+except KeyboardInterrupt:
+    sys.stderr.write("Interrupted\\n")
+    sys.exit(130)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=9)
     assert (result.returncode, result.stdout, result.stderr) == (status, "", said)
@@ -550,22 +554,29 @@ print("done")
     assert (result.returncode, result.stdout) == (0, "done\n") and "ValueError: no end" in result.stderr
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of this kind are Linux's")
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_where_no_thread_can_be_started_photos_are_segmented_all_the_same(tmp_path, jobs):
-    # As root nobody is limited.
     code = f"""
-import _thread
-from bitseg.cli import main
+import _thread, sys, threading
 
-def start_new_thread(function, arguments):
+refused = []
+def start_new_thread(*arguments, **keywords):
+    refused.append(arguments)
     raise RuntimeError("can't start new thread")
 
 _thread.start_new_thread = start_new_thread
-main(["predict", "-j", "{jobs}", *{[str(CHELSEA), str(ASTRONAUT)]}, "-o", "out/"])
+for name in ("_start_new_thread", "_start_joinable_thread"):
+    if hasattr(threading, name):
+        setattr(threading, name, start_new_thread)
+from bitseg.cli import main
+try:
+    main(["predict", "-j", "{jobs}", *{[str(CHELSEA), str(ASTRONAUT)]}, "-o", "out/"])
+finally:
+    print(len(refused))
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    assert int(result.stdout.split()[-1]) > 0
     assert sorted(os.listdir(tmp_path / "out")) == ["astronaut.mask.png", "chelsea.mask.png"]
 
 

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 import typing
@@ -18,7 +20,6 @@ from models import random_model
 from PIL import Image, ImageSequence
 
 import bitseg
-import bitseg.segmenter as segmenter_module
 from bitseg.errors import BitsegError, ImageError
 from bitseg.network import plan
 from bitseg.segmenter import Segmenter
@@ -235,37 +236,64 @@ def test_photos_with_errors_are_reported_in_order_and_left_out(small):
 
 @pytest.mark.parametrize("most", [0, 1])
 def test_as_many_threads_as_the_system_allows_take_part(small, monkeypatch, most):
-    started = []
+    started, refused = [], []
 
-    def start_new_thread(*arguments):
+    def start(thread):
         if len(started) == most:
+            refused.append(thread)
             raise RuntimeError("can't start new thread")
-        started.append(real_start(*arguments))
+        started.append(thread)
+        real_start(thread)
 
-    real_start = segmenter_module.start_new_thread
-    monkeypatch.setattr(segmenter_module, "start_new_thread", start_new_thread)
-    for photo, segmentation in zip(photos(7), small.predict_many(photos(7), jobs=3), strict=True):
-        assert_same(segmentation, small.predict(photo))
-    assert len(started) == most
+    photo, expected = photos(1)[0], small.predict(photos(1)[0])  # for which the network has its threads
+    real_start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    segmented = list(small.predict_many([photo] * 7, jobs=3))
+    monkeypatch.undo()
+    assert len(segmented) == 7 and len(started) == most and refused
+    for segmentation in segmented:
+        assert_same(segmentation, expected)
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no timers that interrupt")
-def test_an_interrupt_at_any_time_ends_photos_in_work(small):
-    images = photos(6)
+def test_after_an_interrupt_at_any_time_nobody_waits(small):
+    class Interrupt(Exception):
+        pass
 
     def interrupt(number, frame):
-        raise KeyboardInterrupt
+        raise Interrupt
 
+    images = photos(6)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for number in range(60):
-            with pytest.raises(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + number))
-                for _ in small.predict_many(itertools.cycle(images), jobs=2):
+            signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + number))
+            try:
+                for _ in small.predict_many(images * 20, jobs=2):
                     pass
+            except Interrupt:
+                pass
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert_same(next(iter(small.predict_many(images))), small.predict(images[0]))
+
+
+NOT_CLOSED = """
+from bitseg.segmenter import in_order
+
+def main():
+    results = in_order(str, range(100), 2)
+    for result in results:
+        raise ValueError(result)
+
+main()
+"""
+
+
+def test_a_program_ends_that_leaves_photos_in_work():
+    result = subprocess.run([sys.executable, "-c", NOT_CLOSED], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and result.stderr.endswith("ValueError: 0\n")
 
 
 def test_an_error_of_the_program_is_not_taken_for_one_of_a_photo(small, monkeypatch):

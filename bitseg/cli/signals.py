@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from _thread import start_new_thread
 from contextlib import suppress
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -22,7 +24,8 @@ def end_when_asked():
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    sys.unraisablehook = _end_or_report
+    if not isinstance(sys.unraisablehook, _AskAgain):
+        sys.unraisablehook = _AskAgain(sys.unraisablehook)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         # Not where it is ignored, as by what a shell starts in the background.
@@ -36,31 +39,57 @@ def interrupted():
     return "\nInterrupted" if sys.stderr.isatty() else "Interrupted"
 
 
+class _Interrupted(KeyboardInterrupt):
+    """SIGINT came."""
+
+
+class _Asked(SystemExit):
+    """Another of the signals came."""
+
+
 def _end(number, frame):
     if _compiles(frame):
         # An exception would leave LLVM's objects half freed, which crashes. No result is open yet; a helper ends with
         # this process.
-        _end_at_once(128 + number)
+        _end_at_once(number)
     if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)
+        raise _Interrupted
+    raise _Asked(128 + number)
 
 
-def _end_or_report(unraisable):
-    """What Python calls with an exception that would be lost, in a destructor or a callback: that of `_end` is not."""
-    error = unraisable.exc_value
-    if isinstance(error, KeyboardInterrupt):
-        _end_at_once(INTERRUPTED)
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        _end_at_once(error.code)
-    sys.__unraisablehook__(unraisable)
+class _AskAgain:
+    """What Python calls with an exception that is lost, in a destructor or a callback: one of `_end` comes once more.
+
+    before : callable
+        Is called with all others.
+    """
+
+    def __init__(self, before):
+        self._before = before
+
+    def __call__(self, unraisable):
+        error = unraisable.exc_value
+        if not isinstance(error, _Interrupted | _Asked):
+            self._before(unraisable)
+            return
+        number = signal.SIGINT if isinstance(error, _Interrupted) else error.code - 128
+        try:
+            # Here it would be lost as well.
+            start_new_thread(_send, (number,))
+        except RuntimeError:  # the system allows no more
+            _end_at_once(number)
 
 
-def _end_at_once(status):
-    if status == INTERRUPTED:
+def _send(number):
+    time.sleep(0.001)
+    os.kill(os.getpid(), number)
+
+
+def _end_at_once(number):
+    if number == signal.SIGINT:
         with suppress(OSError, ValueError):  # full, closed
             os.write(2, f"{interrupted()}\n".encode())
-    os._exit(status)
+    os._exit(128 + number)
 
 
 def _compiles(frame):

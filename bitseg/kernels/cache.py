@@ -135,8 +135,10 @@ class _Files(IndexDataCacheFile):
 
     def _file_of(self, key):
         signature, target, _ = key
-        # Kernels that Numba was told not to optimise are kept apart.
-        made_for = repr((signature, target, config.OPT))
+        # Kernels that Numba was told to optimise otherwise are kept apart.
+        made_for = repr(
+            (signature, target, config.OPT, config.LOOP_VECTORIZE, config.SLP_VECTORIZE, config.BOUNDSCHECK)
+        )
         return f"{self._name}.{hashlib.sha256(made_for.encode()).hexdigest()[:16]}.nbc"
 
     def save(self, key, data):

@@ -42,8 +42,8 @@ def kernel_costs(convolution):
     by itself, all planes of at most 4-bit activations at once; of three and four bits it makes tables, which cost the
     more, the fewer filters and taps read them. A dot product takes the same time whatever the bits, several times as
     long where the CPU multiplies no bytes, and a product of tiles a fifth of it; both first make bytes of bit-planes.
-    `tests/benchmarks` measures all four on x86; ARM's instructions were counted. The residual stream is bytes: only
-    dot products and tiles read it.
+    `tests/benchmarks` measures all four on x86; ARM's instructions were counted. The residual stream is bytes: only dot
+    products and tiles read it.
 
     Parameters
     ----------
