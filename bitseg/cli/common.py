@@ -1,6 +1,5 @@
 """What several commands share: kinds of option values, common options, standard streams, tables."""
 
-import csv
 import gc
 import math
 import os
@@ -86,6 +85,8 @@ class ClassNames(click.ParamType):
     def convert(self, value, param, context):
         if isinstance(value, tuple):
             return value
+        import csv
+
         try:
             names = tuple(name.strip() for name in next(csv.reader([value], skipinitialspace=True), ()))
         except csv.Error:

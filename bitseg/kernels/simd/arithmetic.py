@@ -1,17 +1,10 @@
 """Vectors of numbers added, multiplied, compared."""
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 from . import build
-from .vectors import (
-    INT32,
-    f32x8,
-    f32x16,
-    i32x16,
-    u8x16,
-)
+from .vectors import INT32, f32x8, f32x16, i32x16, u8x16
 
 
 def _broadcast(vector, scalar):
@@ -92,9 +85,7 @@ def _extreme(sign):
     @intrinsic
     def extreme(typing_context, a, b):
         def code(context, builder, signature, values):
-            is_float = isinstance(signature.args[0].element, ir.FloatType)
-            compare = builder.fcmp_ordered if is_float else builder.icmp_unsigned
-            return builder.select(compare(sign, *values), *values)
+            return build.extreme(builder, sign, *values)
 
         return a(a, b), code
 

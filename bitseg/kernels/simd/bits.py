@@ -7,13 +7,7 @@ from numba.extending import intrinsic
 from . import build
 from .cpu import has
 from .sums import lane_channels
-from .vectors import (
-    INT32,
-    Vector,
-    i32x32,
-    s16x32,
-    u8x32,
-)
+from .vectors import INT32, Vector, i32x32, s16x32, u8x32
 
 
 @intrinsic
@@ -99,8 +93,7 @@ def store_codes(typing_context, codes, position, planes, word):
             ones = _each_bit(builder, builder.load(pointer))
             value = builder.select(ones, ir.Constant(vector, [1 << bit] * 64), zero)
             total = value if total is None else builder.or_(total, value)
-        data = context.make_array(codes_type)(context, builder, codes).data
-        builder.store(total, builder.bitcast(builder.gep(data, [position]), vector.as_pointer())).align = 1
+        build.store(context, builder, codes_type, codes, position, total)
         return context.get_dummy_value()
 
     return types.void(codes, types.intp, planes, types.intp), code

@@ -14,7 +14,8 @@ def pointer_to(context, builder, array_type, array, offset, kind):
 
 def load(context, builder, array_type, array, offset, vector):
     """Load a `Vector` that begins at number `offset` of an array."""
-    return load_unaligned(builder, pointer_to(context, builder, array_type, array, offset, vector.llvm), vector)
+    pointer = pointer_to(context, builder, array_type, array, offset, vector.llvm)
+    return load_unaligned(builder, pointer, vector.llvm)
 
 
 def store(context, builder, array_type, array, offset, value):
@@ -29,9 +30,9 @@ def splat(builder, value, vector):
     return builder.shuffle_vector(one, ir.Constant(vector.llvm, ir.Undefined), zeros)
 
 
-def load_unaligned(builder, pointer, vector):
-    """Load a `Vector`, wherever it begins."""
-    value = builder.load(builder.bitcast(pointer, vector.llvm.as_pointer()))
+def load_unaligned(builder, pointer, kind):
+    """Load a value of an LLVM type, wherever it begins."""
+    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
     value.align = 1
     return value
 
@@ -108,6 +109,7 @@ def call(builder, name, result, *arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}"), arguments)
 
 
-def minimum(builder, a, b):
-    """Lane by lane the smaller number of two vectors of floats without NaN."""
-    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+def extreme(builder, sign, a, b):
+    """Lane by lane the number of two that is to the left of a sign: of floats without NaN, or of unsigned integers."""
+    compare = builder.fcmp_ordered if isinstance(a.type.element, ir.FloatType) else builder.icmp_unsigned
+    return builder.select(compare(sign, a, b), a, b)

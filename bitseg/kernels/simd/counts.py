@@ -20,7 +20,7 @@ def load_words(typing_context, arrays, offset):
 
     def code(context, builder, signature, values):
         pointers = build.pointers_to(context, builder, signature.args[0], values[0], values[1], vector.element)
-        vectors = [build.load_unaligned(builder, pointer, vector) for pointer in pointers]
+        vectors = [build.load_unaligned(builder, pointer, vector.llvm) for pointer in pointers]
         return context.make_tuple(builder, signature.return_type, vectors)
 
     return types.UniTuple(vector, len(arrays))(arrays, types.intp), code

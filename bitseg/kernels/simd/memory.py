@@ -6,16 +6,7 @@ from numba.extending import intrinsic
 
 from . import build
 from .cpu import has
-from .vectors import (
-    INT32,
-    f32x8,
-    f32x16,
-    f32x32,
-    i32x8,
-    i32x16,
-    s16x16,
-    u8x32,
-)
+from .vectors import INT32, f32x8, f32x16, f32x32, i32x8, i32x16, s16x16, u8x32
 
 
 def _load(vector):

@@ -113,9 +113,7 @@ def add_dot_products(typing_context, dots, codes, position, step, weights):
 
 def _codes(builder, data, position, vector):
     """32 bits of codes from a position on, in each lane of a vector."""
-    word = builder.load(builder.bitcast(builder.gep(data, [position]), INT32.as_pointer()))
-    word.align = 1
-    return build.splat(builder, word, vector)
+    return build.splat(builder, build.load_unaligned(builder, builder.gep(data, [position]), INT32), vector)
 
 
 def _add_dot_product(builder, dots, codes, weights):

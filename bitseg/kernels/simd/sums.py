@@ -6,18 +6,7 @@ from numba.extending import intrinsic
 
 from . import build
 from .cpu import has, works_by_halves
-from .vectors import (
-    INT32,
-    f32x8,
-    f32x32,
-    i32x8,
-    i32x16,
-    i32x32,
-    s16x16,
-    s16x32,
-    u8x32,
-    u16x16,
-)
+from .vectors import INT32, f32x8, f32x32, i32x8, i32x16, i32x32, s16x16, s16x32, u8x32, u16x16
 
 
 @intrinsic
@@ -69,10 +58,10 @@ def lane_channels(bits):
     AVX2 widens and narrows numbers within each 128-bit half of a vector. Channels in the order that this gives to 16
     and 32 bits are in their natural order at 8, and no lane has to change halves, which takes longer than all else.
     """
-    first = {8: [0], 16: [0, 8], 32: [0, 4, 8, 12]}[bits] if works_by_halves() else [0]
-    size = 16 // len(first)
     if not works_by_halves():
         return list(range(32))
+    first = {8: [0], 16: [0, 8], 32: [0, 4, 8, 12]}[bits]
+    size = 16 // len(first)
     return [half + start + lane for start in first for half in (0, 16) for lane in range(size)]
 
 
@@ -146,10 +135,9 @@ def round_to_u8x32(typing_context, a, largest):
             return _round_and_saturate_512(builder, value)
         largest = ir.Constant(f32x32.llvm, [255.0] * 32) if saturates else build.splat(builder, largest, f32x32)
         if works_by_halves():
-            return _round_and_saturate(builder, value if saturates else build.minimum(builder, value, largest))
-        value = build.minimum(builder, value, largest)
-        zero = ir.Constant(f32x32.llvm, [0.0] * 32)
-        value = builder.select(builder.fcmp_ordered(">", value, zero), value, zero)
+            return _round_and_saturate(builder, value if saturates else build.extreme(builder, "<", value, largest))
+        value = build.extreme(builder, "<", value, largest)
+        value = build.extreme(builder, ">", value, ir.Constant(f32x32.llvm, [0.0] * 32))
         # The last bit of 2**23 is worth 1: the addition rounds, and leaves the whole number in the lowest bits.
         shifted = builder.fadd(value, ir.Constant(f32x32.llvm, [float(2**23)] * 32))
         return builder.trunc(builder.bitcast(shifted, i32x32.llvm), u8x32.llvm)

@@ -25,7 +25,7 @@ def store_tables(typing_context, tables, position, planes, byte, counts):
         for bit, pointer in enumerate(build.pointers_to(context, builder, planes_type, planes, byte, ir.IntType(8))):
             ones = builder.zext(builder.load(pointer), int64)
             row = builder.add(builder.shl(ones, int64(5)), int64(bit * 256 * 32))
-            table = build.load_unaligned(builder, builder.gep(counts, [row]), u8x32)
+            table = build.load_unaligned(builder, builder.gep(counts, [row]), u8x32.llvm)
             total = table if total is None else builder.add(total, table)
         build.store(context, builder, tables_type, tables, position, total)
         return context.get_dummy_value()
@@ -101,7 +101,7 @@ def load_bytes_each(typing_context, arrays, offset):
 
     def code(context, builder, signature, values):
         pointers = build.pointers_to(context, builder, signature.args[0], *values, u8x32.element)
-        found = [build.load_unaligned(builder, pointer, u8x32) for pointer in pointers]
+        found = [build.load_unaligned(builder, pointer, u8x32.llvm) for pointer in pointers]
         return context.make_tuple(builder, signature.return_type, found)
 
     return types.UniTuple(u8x32, len(arrays))(arrays, types.intp), code
